@@ -1,0 +1,34 @@
+"""Sharpness-aware fine-tuning (SAM, ASAM, WSAM, XSAM) with the Hugging Face Trainer, Accelerate and plain PyTorch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "SAM": "loop",
+    "WSAM": "loop",
+    "XSAM": "loop",
+    "SharpnessArguments": "arguments",
+    "TrainingArguments": "arguments",
+    "Seq2SeqTrainingArguments": "arguments",
+    "SharpnessTrainerMixin": "trainer",
+    "Trainer": "trainer",
+    "Seq2SeqTrainer": "trainer",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from .arguments import Seq2SeqTrainingArguments, SharpnessArguments, TrainingArguments
+    from .loop import SAM, WSAM, XSAM
+    from .trainer import Seq2SeqTrainer, SharpnessTrainerMixin, Trainer
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: a plain PyTorch loop never loads transformers."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,194 @@
+"""The sharpness arguments of a training run, and transformers' TrainingArguments with them.
+
+Hyper-parameters are defined by the methods (``methods/*.py``: default, help, valid values); this module gives each its
+name on the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import transformers
+from transformers.training_args import OptimizerNames
+
+from . import methods
+from .methods import METHODS, Method
+from .support import SCOPES
+
+_STOCK_DEFAULT = next(f.default for f in dataclasses.fields(transformers.TrainingArguments) if f.name == "optim")
+_STOCK_NAMES = [name.value for name in OptimizerNames]
+
+HYPERPARAMETERS = {
+    "sam_rho": (methods.SAM, "rho"),
+    "sam_adaptive": (methods.SAM, "adaptive"),
+    "sam_steps": (methods.SAM, "steps"),
+    "wsam_mode": (methods.WSAM, "mode"),
+    "wsam_gamma": (methods.WSAM, "gamma"),
+    "xsam_rho_max": (methods.XSAM, "rho_max"),
+    "xsam_alpha": (methods.XSAM, "alpha"),
+    "xsam_alpha_max": (methods.XSAM, "alpha_max"),
+    "xsam_alpha_points": (methods.XSAM, "alpha_points"),
+    "xsam_refresh": (methods.XSAM, "refresh"),
+}
+"""Argument -> the method that defines the hyper-parameter, and its name there."""
+
+
+def _hyperparameter(argument: str) -> Any:
+    cls, name = HYPERPARAMETERS[argument]
+    field = next(f for f in dataclasses.fields(cls) if f.name == name)
+    metadata = {"help": field.metadata["help"]}
+    if field.metadata["choices"]:
+        metadata["choices"] = list(field.metadata["choices"])
+    return dataclasses.field(default=field.default, metadata=metadata)
+
+
+@dataclasses.dataclass
+class SharpnessArguments:
+    """The arguments that choose and tune a sharpness-aware method. Mix it into any dataclass of training arguments:
+
+        @dataclass
+        class MyArguments(SharpnessArguments, SFTConfig): ...
+
+    Raises:
+        ValueError: an argument is not valid, or arguments make no sense together; names argument, value and remedy.
+    """
+
+    optim: str = dataclasses.field(
+        default=_STOCK_DEFAULT,
+        metadata={
+            "help": "The optimizer: `sam` (arXiv 2010.01412), `wsam` (arXiv 2305.15817) or `xsam` (arXiv 2603.10048) for "
+            "sharpness-aware steps around `base_optim`, or any of transformers' own without them.",
+            "choices": [*METHODS, *_STOCK_NAMES],
+        },
+    )
+    base_optim: str = dataclasses.field(
+        default=_STOCK_DEFAULT,
+        metadata={
+            "help": "With optim sam, wsam or xsam: the optimizer that takes the step, any name of transformers' `optim`; "
+            "`optim_args` goes to it.",
+            "choices": _STOCK_NAMES,
+        },
+    )
+    sam_rho: float = _hyperparameter("sam_rho")
+    sam_adaptive: bool = _hyperparameter("sam_adaptive")
+    sam_steps: int = _hyperparameter("sam_steps")
+    sam_scope: str = dataclasses.field(
+        default="global",
+        metadata={
+            "help": "Whose gradient makes the perturbation: "
+            + "; ".join(f"`{name}`: {meaning}" for name, meaning in SCOPES.items())
+            + ". XSAM is defined for `global` only.",
+            "choices": list(SCOPES),
+        },
+    )
+    wsam_mode: str = _hyperparameter("wsam_mode")
+    wsam_gamma: float | None = _hyperparameter("wsam_gamma")
+    xsam_rho_max: float | None = _hyperparameter("xsam_rho_max")
+    xsam_alpha: float | None = _hyperparameter("xsam_alpha")
+    xsam_alpha_max: float = _hyperparameter("xsam_alpha_max")
+    xsam_alpha_points: int = _hyperparameter("xsam_alpha_points")
+    xsam_refresh: str = _hyperparameter("xsam_refresh")
+
+    def __post_init__(self) -> None:
+        self.optim, self.base_optim = _plain_name(self.optim), _plain_name(self.base_optim)
+        if isinstance(self.xsam_refresh, str) and self.xsam_refresh.isdigit():
+            self.xsam_refresh = int(self.xsam_refresh)
+        self.check_sharpness()
+        parent = getattr(super(), "__post_init__", None)
+        if parent is None:
+            return
+        if not self.uses_sharpness:
+            parent()
+            return
+        # transformers turns `optim` into an enum of its own names: show it the base, and keep what the user chose.
+        chosen, self.optim = self.optim, self.base_optim
+        try:
+            parent()
+        finally:
+            self.optim = chosen
+
+    @property
+    def uses_sharpness(self) -> bool:
+        """Whether ``optim`` names a sharpness-aware method."""
+        return self.optim in METHODS
+
+    def check_sharpness(self) -> None:
+        """Raise a ValueError for the first sharpness argument that is not valid."""
+        if self.optim not in METHODS and self.optim not in _STOCK_NAMES:
+            raise ValueError(
+                f"optim={self.optim!r} is not known: must be one of {', '.join(METHODS)}, or one of transformers' own "
+                f"({', '.join(_STOCK_NAMES)})"
+            )
+        if self.base_optim not in _STOCK_NAMES:
+            remedy = f"choose the method with optim={self.base_optim!r}; " if self.base_optim in METHODS else ""
+            raise ValueError(
+                f"base_optim={self.base_optim!r} is not known: {remedy}must be one of {', '.join(_STOCK_NAMES)}"
+            )
+        for argument, (cls, name) in HYPERPARAMETERS.items():
+            methods.check_hyperparameters(cls, {name: getattr(self, argument)}, named=lambda _, a=argument: a)
+        if self.sam_scope not in SCOPES:
+            raise ValueError(f"sam_scope={self.sam_scope!r} is not valid: must be one of {', '.join(SCOPES)}")
+        if self.uses_sharpness:
+            self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        scopes = METHODS[self.optim].scopes
+        if self.sam_scope not in scopes:
+            raise ValueError(
+                f"sam_scope={self.sam_scope!r} is not defined for optim={self.optim!r}: use sam_scope={scopes[0]!r}"
+            )
+        if self.base_optim.endswith("layerwise") or "lomo" in self.base_optim:
+            raise ValueError(
+                f"base_optim={self.base_optim!r} steps inside the backward pass, before a sharpness-aware gradient exists: "
+                "use an optimizer that steps after it, such as base_optim='adamw_torch' or 'galore_adamw'"
+            )
+        if self.base_optim.startswith("schedule_free") and self.optim == "wsam" and self.wsam_mode == "decoupled":
+            raise ValueError(
+                f"wsam_mode='decoupled' does not fit base_optim={self.base_optim!r}, which keeps the weights in a second "
+                "form of its own that the term would not move: use wsam_mode='coupled'"
+            )
+        if getattr(self, "deepspeed", None) or _accelerate_uses_deepspeed():
+            raise ValueError(
+                f"optim={self.optim!r} does not run under DeepSpeed, which keeps weights and gradients where a "
+                "perturbation cannot reach them: shard the model with FSDP2 instead (fsdp_version: 2 in the accelerate "
+                "config), or remove `deepspeed`"
+            )
+
+    def method(self) -> Method | None:
+        """The method that ``optim`` names, with its hyper-parameters; None for one of transformers' optimizers."""
+        if not self.uses_sharpness:
+            return None
+        cls = METHODS[self.optim]
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: getattr(self, arg) for arg, (_, name) in HYPERPARAMETERS.items() if name in known})
+
+    def set_optimizer(self, name: str | OptimizerNames = "adamw_torch", *args: Any, **kwargs: Any) -> Any:
+        """transformers' ``set_optimizer``, which also takes sam, wsam and xsam (then ``base_optim`` takes the step)."""
+        name = _plain_name(name)
+        if name in METHODS:
+            super().set_optimizer(self.base_optim, *args, **kwargs)
+            self.optim = name
+        else:
+            super().set_optimizer(name, *args, **kwargs)
+        self.check_sharpness()
+        return self
+
+
+@dataclasses.dataclass
+class TrainingArguments(SharpnessArguments, transformers.TrainingArguments):
+    """transformers.TrainingArguments with the sharpness arguments; nothing else differs."""
+
+
+@dataclasses.dataclass
+class Seq2SeqTrainingArguments(SharpnessArguments, transformers.Seq2SeqTrainingArguments):
+    """transformers.Seq2SeqTrainingArguments with the sharpness arguments; nothing else differs."""
+
+
+def _plain_name(name: Any) -> Any:
+    return name.value if isinstance(name, OptimizerNames) else name
+
+
+def _accelerate_uses_deepspeed() -> bool:
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true", "yes", "on", "y", "t")

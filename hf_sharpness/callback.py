@@ -1,0 +1,51 @@
+"""The method's state in the Trainer's checkpoints, and the moments of the loop at which the Trainer needs to know."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import ExportableState
+
+if TYPE_CHECKING:
+    from .trainer import SharpnessTrainerMixin
+
+
+class SharpnessCallback(TrainerCallback, ExportableState):
+    """Saves the method's state (XSAM's alpha*) in trainer_state.json, and tells the trainer of epochs and steps.
+
+    Attributes:
+        method_state: what ``Method.state_dict`` returned after the last step.
+    """
+
+    def __init__(self) -> None:
+        self.method_state: dict[str, Any] = {}
+        self._trainer: weakref.ref[SharpnessTrainerMixin] | None = None
+
+    def attach(self, trainer: SharpnessTrainerMixin) -> None:
+        """Tell this trainer (held weakly) what happens."""
+        self._trainer = weakref.ref(trainer)
+
+    def state(self) -> dict[str, Any]:
+        """For trainer_state.json."""
+        return {"args": {}, "attributes": {"method_state": self.method_state}}
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # A checkpoint of a stock Trainer has no entry for this callback, and saving the next one needs it.
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        if self._trainer is not None:
+            self._trainer()._start_sharpness()
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._trainer is not None and at_epoch_boundary(state):
+            self._trainer()._on_new_epoch()
+
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._trainer is not None:
+            self.method_state = self._trainer()._on_optimizer_step()
+
+
+def at_epoch_boundary(state: TrainerState) -> bool:
+    """Whether the next step is the first of an epoch (a resume may begin in the middle of one)."""
+    return not (state.epoch or 0.0) % 1

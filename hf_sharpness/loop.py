@@ -1,0 +1,196 @@
+"""SAM, WSAM and XSAM for training loops of your own (plain PyTorch, Accelerate): a sharpness-aware ``backward``.
+
+method = WSAM(model, optimizer, rho=0.05)
+
+for batch in data:
+    def closure():
+        loss = loss_of(model, batch)
+        loss.backward()                      # or accelerator.backward(loss), scaler.scale(loss).backward()
+        return loss
+
+    loss = method.backward(closure)          # instead of loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step(); scheduler.step(); optimizer.zero_grad()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import methods
+from .engine import Engine
+from .passes import Closure
+
+
+class SharpnessAware:
+    """A method tied to a model and its base optimizer, which is left as it is: step it, schedule it, save it as ever.
+
+    Attributes:
+        engine: the engine that runs the passes.
+    """
+
+    def __init__(
+        self,
+        method: methods.Method,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scope: str = "global",
+        scaler: Any = None,
+    ) -> None:
+        device = next(model.parameters()).device
+        scale: Callable[[], Tensor] | None = None
+        if scaler is not None and scaler.is_enabled():
+            scale = lambda: scaler.scale(torch.ones((), device=device))  # noqa: E731
+        self.engine = Engine(method, model, optimizer, scope=scope, loss_scale=scale)
+
+    @property
+    def method(self) -> methods.Method:
+        """The method with its hyper-parameters, defaults filled in."""
+        return self.engine.method
+
+    @property
+    def metrics(self) -> dict[str, Tensor | float]:
+        """What the last step measured: loss, perturbed_loss, sharpness, ascent_grad_norm, perturbation_norm; xsam_alpha
+        and xsam_psi (XSAM); after ``optimizer.step()`` wsam_step_ratio (decoupled WSAM). 0-dim tensors on the device."""
+        return self.engine.metrics
+
+    def backward(self, closure: Closure | Sequence[Closure]) -> Tensor:
+        """Leave in p.grad the gradient that the base optimizer is to step with.
+
+        Args:
+            closure: does forward and backward over the effective batch and returns the loss (a tensor). It is called
+                once more for every further pass, must not zero gradients, and may loop over micro-batches. Or a list of
+                such functions, one for each micro-batch, each scaled so that their sum is the batch's mean loss: needed
+                for ``scope="micro_batch"``, and gradients are then reduced over ranks in the last one only.
+
+        Returns:
+            The clean loss L(w), detached (the sum over the closures).
+
+        Raises:
+            TypeError: a closure returned no tensor.
+            RuntimeError: a closure replaced the gradients that it was to add to (it called ``zero_grad``).
+        """
+        closures = [closure] if callable(closure) else list(closure)
+        if not closures:
+            raise ValueError("closure=[] is not valid: give at least one function that does forward and backward")
+        engine = self.engine
+        engine.begin()
+        losses = [engine.record(c, last=c is closures[-1]) for c in closures]
+        engine.finish()
+        return torch.stack(losses).sum()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold besides model, optimizer and scheduler (XSAM's alpha), in JSON types."""
+        return self.method.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved state."""
+        self.method.load_state_dict(state)
+
+
+class SAM(SharpnessAware):
+    """SAM (arXiv 2010.01412); with ``adaptive`` ASAM (arXiv 2102.11600).
+
+    Args:
+        model: the model that the closure calls.
+        optimizer: the base optimizer.
+        rho: total length of the ascent step.
+        adaptive: scale it by the size of each weight.
+        steps: number of ascent steps, each of length rho/steps.
+        scope: whose gradient makes the perturbation: "global", "device" or "micro_batch".
+        scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        rho: float = methods.SAM.rho,
+        adaptive: bool = methods.SAM.adaptive,
+        steps: int = methods.SAM.steps,
+        scope: str = "global",
+        scaler: Any = None,
+    ) -> None:
+        super().__init__(methods.SAM(rho, adaptive, steps), model, optimizer, scope, scaler)
+
+
+class WSAM(SharpnessAware):
+    """WSAM (arXiv 2305.15817).
+
+    Args:
+        model: the model that the closure calls.
+        optimizer: the base optimizer.
+        rho: total length of the ascent step.
+        gamma: weight of sharpness, 0 <= gamma < 1; None is .9 decoupled, .6 coupled.
+        mode: "decoupled", "coupled", or "auto" (decoupled for SGD, coupled for an adaptive base).
+        adaptive: scale the ascent by the size of each weight (ASAM).
+        steps: number of ascent steps, each of length rho/steps.
+        scope: whose gradient makes the perturbation: "global", "device" or "micro_batch".
+        scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        rho: float = methods.WSAM.rho,
+        gamma: float | None = methods.WSAM.gamma,
+        mode: str = methods.WSAM.mode,
+        adaptive: bool = methods.WSAM.adaptive,
+        steps: int = methods.WSAM.steps,
+        scope: str = "global",
+        scaler: Any = None,
+    ) -> None:
+        super().__init__(methods.WSAM(rho, adaptive, steps, mode, gamma), model, optimizer, scope, scaler)
+
+
+class XSAM(SharpnessAware):
+    """XSAM (arXiv 2603.10048).
+
+    Args:
+        model: the model that the closure calls.
+        optimizer: the base optimizer.
+        rho: total length of the ascent step.
+        rho_max: probe radius; None is 2 rho.
+        alpha: a number fixes alpha; None searches for it.
+        alpha_max: upper end of the searched grid (the lower is 0).
+        alpha_points: points of the grid.
+        refresh: "epoch" (call ``start_epoch()`` when one begins) or an integer, in optimizer steps.
+        adaptive: scale the ascent by the size of each weight (ASAM).
+        steps: number of ascent steps, each of length rho/steps.
+        scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        rho: float = methods.XSAM.rho,
+        rho_max: float | None = methods.XSAM.rho_max,
+        alpha: float | None = methods.XSAM.alpha,
+        alpha_max: float = methods.XSAM.alpha_max,
+        alpha_points: int = methods.XSAM.alpha_points,
+        refresh: int | str = methods.XSAM.refresh,
+        adaptive: bool = methods.XSAM.adaptive,
+        steps: int = methods.XSAM.steps,
+        scope: str = "global",
+        scaler: Any = None,
+    ) -> None:
+        method = methods.XSAM(rho, adaptive, steps, rho_max, alpha, alpha_max, alpha_points, refresh)
+        super().__init__(method, model, optimizer, scope, scaler)
+
+    @property
+    def alpha(self) -> float | None:
+        """The alpha in use: the fixed one, else what the last search found (None before the first)."""
+        return self.method.found_alpha if self.method.alpha is None else self.method.alpha
+
+    def start_epoch(self) -> None:
+        """Search for alpha at the next ``backward`` (with ``refresh="epoch"``)."""
+        self.method.start_epoch()

@@ -1,0 +1,155 @@
+"""What a sharpness-aware method is: hyper-parameters and one function that drives the passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from ..vectors import Vector
+
+
+class Step(Protocol):
+    """The passes of one optimizer step, as the engine offers them to a method.
+
+    A method begins with the gradient ``g`` of the effective batch at the weights ``w`` in ``p.grad``, moves the weights,
+    runs further passes, and ends with the gradient for the base optimizer in ``p.grad``. The engine restores weights,
+    buffers and random state afterwards, whatever happens, so a method never does.
+    """
+
+    metrics: dict[str, Tensor | float]
+
+    def climb(self, length: float, adaptive: bool = False) -> Vector:
+        """w <- w + displacement of that length up p.grad (``adaptive``: in ASAM's metric at w_0).
+
+        Spends p.grad and returns the displacement, which the caller owns.
+        """
+
+    def climb_keeping_gradient(self, length: float, adaptive: bool = False) -> None:
+        """The same, but p.grad stays as it is."""
+
+    def replay(self, accumulate: bool = False) -> None:
+        """Forward and backward of the same batch at the current weights; fills p.grad or, on request, adds to it."""
+
+    def probe(self, terms: list[tuple[float, Vector]]) -> Tensor:
+        """Loss of the same batch at w_0 + sum(factor * vector), forward only. No replay may follow."""
+
+    def mean_over_ranks(self, values: Tensor) -> Tensor:
+        """The mean of a tensor over the ranks that share the effective batch."""
+
+    def gradient(self) -> Vector:
+        """p.grad of every perturbed parameter (zeros where a pass left none), to be changed in place."""
+
+    def take_gradient(self) -> Vector:
+        """The same, removed from p.grad: the caller owns it."""
+
+    def put_gradient(self, gradient: Vector) -> None:
+        """p.grad <- gradient."""
+
+    def pad(self, vector: Vector) -> Vector:
+        """The vector, with zeros added for parameters that got their first gradient in a later pass."""
+
+    def norm(self, vector: Vector) -> Tensor:
+        """Global L2 norm of a vector over all parameters and shards."""
+
+    def angle(self, a: Vector, b: Vector, a_norm: Tensor, b_norm: Tensor) -> Tensor:
+        """The angle between two vectors. No replay may follow."""
+
+    def descend_after_step(self, vector: Vector, weight: float) -> None:
+        """Once the base optimizer has stepped: w <- w - lr * weight * vector, clipped and unscaled as p.grad was."""
+
+
+def hyperparameter(
+    default: Any, *, help: str, require: str, valid: Callable[[Any], bool], choices: tuple[str, ...] | None = None
+) -> Any:
+    """A dataclass field that defines a hyper-parameter once: default, help, and what a valid value is.
+
+    Args:
+        default: the default value.
+        help: one or two sentences for ``--help`` and the documentation.
+        require: how an error names the valid values, as in "must be a number >= 0".
+        valid: says whether a value is one of them.
+        choices: the valid values, where they are a few words.
+    """
+    metadata = {"help": help, "require": require, "valid": valid, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite real number (a bool is not)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def check_hyperparameters(cls: type, values: dict[str, Any], named: Callable[[str], str] = str) -> None:
+    """Raise a ValueError that names the first hyper-parameter of ``cls`` whose value is not valid.
+
+    Args:
+        cls: a method.
+        values: hyper-parameters by their name in ``cls``.
+        named: how the caller calls a hyper-parameter (``rho`` -> ``sam_rho``).
+    """
+    for field in dataclasses.fields(cls):
+        valid = field.metadata.get("valid")
+        if field.name in values and valid is not None and not valid(values[field.name]):
+            raise ValueError(f"{named(field.name)}={values[field.name]!r} is not valid: {field.metadata['require']}")
+
+
+@dataclasses.dataclass
+class Method:
+    """Hyper-parameters of a method and its update rule. Subclass it, give it a ``name`` and write ``run``."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    """arXiv id of the paper that defines the method."""
+    scopes: ClassVar[tuple[str, ...]] = ("global", "device", "micro_batch")
+    """Whose gradient may make the perturbation."""
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """What the method measures of its own in every step."""
+
+    def __post_init__(self) -> None:
+        check_hyperparameters(type(self), dataclasses.asdict(self))
+
+    def resolved(self, adaptive_base: bool) -> Method:
+        """The method with every default filled in that depends on the base optimizer.
+
+        Args:
+            adaptive_base: whether the base scales its step per coordinate (Adam and the like) or not (SGD).
+        """
+        return self
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the update is the base optimizer's own, so that no further pass is needed."""
+        return False
+
+    @property
+    def replays(self) -> int:
+        """How many further forward-and-backward passes ``run`` makes."""
+        raise NotImplementedError
+
+    @property
+    def adds_after_step(self) -> bool:
+        """Whether the method calls ``descend_after_step``."""
+        return False
+
+    def start_epoch(self) -> None:
+        """Take note that the next step is the first of an epoch."""
+
+    def run(self, step: Step) -> None:
+        """Turn the gradient in p.grad into the one for the base optimizer."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must outlive a checkpoint, in JSON types."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved state."""

@@ -1,0 +1,80 @@
+"""WSAM (arXiv 2305.15817, KDD 2023): sharpness as a weighted regulariser."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from ..vectors import add_, scale_
+from .base import Step, hyperparameter, is_number
+from .sam import SAM
+
+MODES = ("auto", "coupled", "decoupled")
+DEFAULT_GAMMA = {"decoupled": 0.9, "coupled": 0.6}
+
+
+@dataclasses.dataclass
+class WSAM(SAM):
+    """Minimise ``L(w) + a [max_{||d||<=rho} L(w+d) - L(w)]`` with ``a = gamma / (1 - gamma)``.
+
+        COUPLED     h = (1 - a) g + a g_s;  BaseOpt(w, grad = h)
+        DECOUPLED   BaseOpt(w, grad = g);   w <- w - lr a (g_s - g)
+
+    gamma 0 is the base optimizer, gamma 1/2 coupled is SAM. The two modes weigh sharpness differently (with momentum mu
+    the decoupled weight is (1 - mu) a), hence a default gamma for each.
+    """
+
+    name: ClassVar[str] = "wsam"
+    paper: ClassVar[str] = "2305.15817"
+    metrics: ClassVar[tuple[str, ...]] = ("wsam_step_ratio",)
+
+    mode: str = hyperparameter(
+        "auto",
+        help="`decoupled` (the authors' weight decouple: the sharpness term is added to the weights after the base "
+        "optimizer's step), `coupled` (it is part of the gradient), or `auto`: decoupled for SGD, coupled for an adaptive "
+        "base (Adam and the like).",
+        require="must be one of auto, coupled, decoupled",
+        valid=lambda v: v in MODES,
+        choices=MODES,
+    )
+    gamma: float | None = hyperparameter(
+        None,
+        help="Weight of sharpness, 0 <= gamma < 1; 0 is the base optimizer. Default: .9 decoupled (the authors' value; "
+        "the paper recommends .8 - .95), .6 coupled. One mode's gamma is not the other's.",
+        require="must be a number with 0 <= gamma < 1 (or unset for the mode's default)",
+        valid=lambda v: v is None or (is_number(v) and 0 <= v < 1),
+    )
+
+    def resolved(self, adaptive_base: bool) -> WSAM:
+        mode = self.mode if self.mode != "auto" else "coupled" if adaptive_base else "decoupled"
+        return dataclasses.replace(self, mode=mode, gamma=DEFAULT_GAMMA[mode] if self.gamma is None else self.gamma)
+
+    @property
+    def is_plain(self) -> bool:
+        return self.gamma == 0
+
+    @property
+    def adds_after_step(self) -> bool:
+        return self.mode == "decoupled"
+
+    def run(self, step: Step) -> None:
+        a = self.gamma / (1 - self.gamma)
+        step.climb_keeping_gradient(self.rho / self.steps, self.adaptive)
+        g = step.take_gradient()
+        for _ in range(self.steps - 1):
+            step.replay()
+            step.climb(self.rho / self.steps, self.adaptive)
+
+        if self.mode == "coupled":
+            # h / a = (1 - a)/a g + g_s needs no copy of g: the last backward adds g_s to what waits in p.grad.
+            scale_(g, (1 - a) / a)
+            step.put_gradient(step.pad(g))
+            step.replay(accumulate=True)
+            scale_(step.gradient(), a)
+        else:
+            step.replay()
+            difference = step.take_gradient()
+            g = step.pad(g)
+            add_(difference, g, -1.0)
+            step.put_gradient(g)
+            step.descend_after_step(difference, weight=a)

@@ -1,0 +1,128 @@
+"""XSAM (arXiv 2603.10048, ICLR 2026): look for the highest loss beyond the ascent step, and descend from there."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..vectors import Vector, add_, reciprocal, scale_, slerp_weights
+from .base import Step, hyperparameter, is_count, is_number
+from .sam import SAM
+
+
+@dataclasses.dataclass
+class XSAM(SAM):
+    """Descend along the direction of the plane (displacement, gradient there) that points to the highest loss.
+
+        v0 = (w_k - w_0)/||w_k - w_0||,  v1 = g_k/||g_k||,  psi = angle(v0, v1)
+        v(alpha) = sin((1-alpha) psi)/sin(psi) v0 + sin(alpha psi)/sin(psi) v1
+        alpha* = argmax over the grid of L_B(w_0 + rho_max v(alpha))          (now and then)
+        BaseOpt(w_0, grad = ||g_k|| v(alpha*))
+
+    alpha 1 is SAM.
+    """
+
+    name: ClassVar[str] = "xsam"
+    paper: ClassVar[str] = "2603.10048"
+    scopes: ClassVar[tuple[str, ...]] = ("global",)
+    metrics: ClassVar[tuple[str, ...]] = ("xsam_alpha", "xsam_psi")
+
+    rho_max: float | None = hyperparameter(
+        None,
+        help="Distance at which the loss is probed to choose alpha. Default: 2 rho (the authors' choice on CIFAR-100).",
+        require="must be a finite number >= 0 (or unset for 2 rho)",
+        valid=lambda v: v is None or (is_number(v) and v >= 0),
+    )
+    alpha: float | None = hyperparameter(
+        None,
+        help="Fix alpha instead of searching for it (1 is SAM).",
+        require="must be a finite number (or unset to search)",
+        valid=lambda v: v is None or is_number(v),
+    )
+    alpha_max: float = hyperparameter(
+        2.0,
+        help="Upper end of the grid that is searched for alpha; the lower end is 0.",
+        require="must be a finite number > 0",
+        valid=lambda v: is_number(v) and v > 0,
+    )
+    alpha_points: int = hyperparameter(
+        21,
+        help="Number of points of that grid: each costs one forward pass at every refresh.",
+        require="must be a whole number >= 2",
+        valid=lambda v: is_count(v) and v >= 2,
+    )
+    refresh: int | str = hyperparameter(
+        "epoch",
+        help="When alpha is searched anew: `epoch` (on the first step of every epoch) or an integer N (every N optimizer "
+        "steps); always on the first step.",
+        require="must be 'epoch' or a whole number >= 1",
+        valid=lambda v: v == "epoch" or is_count(v),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.found_alpha: float | None = None
+        self.steps_taken = 0
+        self.epoch_begins = False
+
+    def start_epoch(self) -> None:
+        self.epoch_begins = True
+
+    @property
+    def search_due(self) -> bool:
+        """Whether the coming step searches for alpha."""
+        if self.alpha is not None:
+            return False
+        due = self.epoch_begins if self.refresh == "epoch" else self.steps_taken % self.refresh == 0
+        return due or self.found_alpha is None
+
+    def run(self, step: Step) -> None:
+        v0 = step.climb(self.rho / self.steps, self.adaptive)
+        step.replay()
+        for _ in range(self.steps - 1):
+            displacement = step.climb(self.rho / self.steps, self.adaptive)
+            add_(displacement, step.pad(v0))
+            v0 = displacement
+            step.replay()
+        g, v0 = step.gradient(), step.pad(v0)
+        v0_norm, g_norm = step.norm(v0), step.norm(g)
+        psi = step.angle(v0, g, v0_norm, g_norm)
+
+        if self.search_due:
+            self.found_alpha = self.search(step, v0, g, v0_norm, g_norm, psi)
+        self.steps_taken += 1
+        self.epoch_begins = False
+        alpha = next((a for a in (self.alpha, self.found_alpha) if a is not None), 1.0)
+
+        c0, c1 = slerp_weights(psi, alpha)
+        scale_(v0, g_norm * c0 * reciprocal(v0_norm))
+        scale_(g, c1)
+        add_(g, v0)
+        step.metrics.update(xsam_alpha=alpha, xsam_psi=psi)
+
+    def search(self, step: Step, v0: Vector, g: Vector, v0_norm: Tensor, g_norm: Tensor, psi: Tensor) -> float | None:
+        """alpha* on the grid: the smallest alpha of highest finite loss. If none is finite, what was found before."""
+        radius = 2 * self.rho if self.rho_max is None else self.rho_max
+        grid = [self.alpha_max * i / (self.alpha_points - 1) for i in range(self.alpha_points)]
+        # The factors are read on the host: the search synchronises anyway, to compare its losses.
+        unit0, unit1 = float(reciprocal(v0_norm)), float(reciprocal(g_norm))
+        losses = []
+        for alpha in grid:
+            c0, c1 = (float(c) for c in slerp_weights(psi, alpha))
+            losses.append(step.probe([(radius * c0 * unit0, v0), (radius * c1 * unit1, g)]))
+        best, highest = self.found_alpha, -math.inf
+        for alpha, loss in zip(grid, step.mean_over_ranks(torch.stack(losses)).tolist(), strict=True):
+            if math.isfinite(loss) and loss > highest:
+                best, highest = alpha, loss
+        return best
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"alpha": self.found_alpha, "steps_taken": self.steps_taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.found_alpha = state.get("alpha")
+        self.steps_taken = state.get("steps_taken", 0)

@@ -1,0 +1,116 @@
+"""What the engine works with and what it refuses: parallelism, weight types, base optimizers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .methods import Method
+from .vectors import is_sharded
+
+try:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP1
+    from torch.nn.parallel import DistributedDataParallel
+except ImportError:  # a torch build without distributed support
+    FSDPModule = FSDP1 = DistributedDataParallel = ()  # type: ignore[assignment, misc]
+
+SCOPES = {
+    "global": "the gradient of the whole effective batch, averaged over ranks",
+    "device": "each rank's own accumulated gradient (m-sharpness, SAM's own setting on several devices)",
+    "micro_batch": "every micro-batch alone, on every rank",
+}
+"""Whose gradient makes the perturbation."""
+
+
+def base_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer that steps, without the wrapper that Accelerate puts around it."""
+    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def scales_per_coordinate(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer rescales every coordinate of its step (Adam and the like; everything but plain SGD)."""
+    return not isinstance(optimizer, torch.optim.SGD)
+
+
+def data_parallel_module(model: nn.Module) -> DistributedDataParallel | None:
+    """The DistributedDataParallel wrapper in a model, if it has one."""
+    return next((m for m in model.modules() if isinstance(m, DistributedDataParallel)), None)
+
+
+def sharded_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that FSDP2 shards."""
+    return [m for m in model.modules() if isinstance(m, FSDPModule)]
+
+
+@contextlib.contextmanager
+def gradients_unreduced(model: nn.Module) -> Iterator[None]:
+    """Inside, a backward pass accumulates gradients without reducing them over ranks (DDP and FSDP2)."""
+    wrapper = data_parallel_module(model)
+    shards = sharded_modules(model)
+    for module in shards:
+        module.set_requires_gradient_sync(False, recurse=False)
+    try:
+        with wrapper.no_sync() if wrapper is not None else contextlib.nullcontext():
+            yield
+    finally:
+        for module in shards:
+            module.set_requires_gradient_sync(True, recurse=False)
+
+
+def mean_over_ranks(values: Tensor, model: nn.Module) -> Tensor:
+    """The mean of a tensor over the ranks that share one effective batch (DDP's group, or the mesh that shards)."""
+    wrapper = data_parallel_module(model)
+    sharded = next((p for p in model.parameters() if is_sharded(p)), None)
+    if wrapper is not None:
+        groups = [wrapper.process_group]
+    elif sharded is not None:
+        groups = sharded.device_mesh.get_all_groups()
+    else:
+        return values
+    values = values.clone()
+    for group in groups:
+        torch.distributed.all_reduce(values, group=group)
+        values /= torch.distributed.get_world_size(group)
+    return values
+
+
+def check_supported(method: Method, model: nn.Module, optimizer: torch.optim.Optimizer, scope: str) -> None:
+    """Raise a ValueError for a combination that would not be exact; the message says what to do instead."""
+    if scope not in SCOPES:
+        raise ValueError(f"scope={scope!r} is not valid: must be one of {', '.join(SCOPES)}")
+    if scope not in method.scopes:
+        raise ValueError(f"scope={scope!r} is not defined for {method.name}: use scope={method.scopes[0]!r}")
+    if any(isinstance(m, FSDP1) for m in model.modules()):
+        raise ValueError(
+            "FSDP1 (FullyShardedDataParallel) is not supported: its flattened parameters hide the weights from the "
+            "perturbation. Use FSDP2 (fsdp_version: 2 in the accelerate config)"
+        )
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if scope != "global" and any(is_sharded(p) for _, p in trainable):
+        raise ValueError(
+            f"scope={scope!r} needs every rank to hold all weights, but these are sharded (FSDP2): use scope='global'"
+        )
+    for name, parameter in trainable:
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"the trainable parameter {name} is stored in {parameter.dtype}: most of a perturbation is lost in "
+                "rounding. Load the model in float32 (from_pretrained(..., dtype=torch.float32)) and train with bf16 or "
+                "fp16 autocast (--bf16 or --fp16), which keeps its speed"
+            )
+    if method.adds_after_step:
+        if any("lr" not in group for group in optimizer.param_groups):
+            raise ValueError(
+                f"{type(optimizer).__name__} has no learning rate in its param groups, which mode='decoupled' needs: "
+                "use mode='coupled'"
+            )
+        if hasattr(optimizer, "train") and hasattr(optimizer, "eval"):
+            raise ValueError(
+                f"{type(optimizer).__name__} keeps the weights in a second form of its own, which mode='decoupled' would "
+                "not move: use mode='coupled'"
+            )

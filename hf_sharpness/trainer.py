@@ -1,0 +1,181 @@
+"""transformers' Trainer with sharpness-aware steps.
+
+Where they enter: ``get_batch_samples`` yields all micro-batches of an optimizer step, ``training_step`` makes each one's
+first pass, and after the last one has the engine run the further passes, each again through the ``training_step`` of the
+class below. Loss scaling, label smoothing, autocast and subclasses thus keep their say in every pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.training_args import OptimizerNames
+
+from .callback import SharpnessCallback, at_epoch_boundary
+from .engine import Engine
+from .metrics import Averages
+from .support import gradients_unreduced
+
+LOGGED = ("perturbed_loss", "sharpness", "ascent_grad_norm", "perturbation_norm")
+"""Logged for every method, beside what the method measures of its own."""
+
+
+class SharpnessTrainerMixin:
+    """Gives a Trainer the optimizers sam, wsam and xsam; with any other ``optim`` it changes nothing.
+
+    Put it before a Trainer class: ``class MyTrainer(SharpnessTrainerMixin, SFTTrainer)``. The training arguments must
+    carry ``SharpnessArguments``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._engine: Engine | None = None
+        self._averages = Averages()
+        self._micro_batches_left = 0
+        super().__init__(*args, **kwargs)
+
+    @property
+    def uses_sharpness(self) -> bool:
+        """Whether the arguments choose a sharpness-aware method."""
+        return getattr(self.args, "uses_sharpness", False)
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Any, model: nn.Module | None = None) -> tuple[Any, Any]:
+        """transformers' own, of ``base_optim`` where ``optim`` is a sharpness-aware method."""
+        if getattr(args, "uses_sharpness", False):
+            args, base_optim = copy.copy(args), args.base_optim
+            args.optim = OptimizerNames(base_optim)
+        return transformers.Trainer.get_optimizer_cls_and_kwargs(args, model)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own. However it ends, the weights are not left perturbed."""
+        self.remove_callback(SharpnessCallback)
+        if self.uses_sharpness:
+            callback = SharpnessCallback()
+            callback.attach(self)
+            self.add_callback(callback)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._close_engine()
+
+    def _close_engine(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    def _start_sharpness(self) -> None:
+        """Build the engine, once model and optimizer are what they will be in training."""
+        self._close_engine()
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                f"optim={self.args.optim!r} does not run under DeepSpeed: shard the model with FSDP2 instead"
+            )
+        parallelism = getattr(self.accelerator, "parallelism_config", None)
+        if parallelism is not None and (parallelism.cp_enabled or getattr(parallelism, "sp_enabled", False)):
+            raise ValueError(
+                f"optim={self.args.optim!r} does not run with context or sequence parallelism, which consumes the "
+                "micro-batches that a second pass needs: use data parallelism or FSDP2"
+            )
+        method = self.args.method()
+        saved = self.state.stateful_callbacks.get(SharpnessCallback.__name__)
+        if saved:
+            method.load_state_dict(saved["attributes"]["method_state"])
+        scaler = self.accelerator.scaler
+        self._engine = Engine(
+            method,
+            self.model_wrapped,
+            self.optimizer,
+            scope=self.args.sam_scope,
+            loss_scale=scaler and (lambda: scaler.scale(torch.ones((), device=self.args.device))),
+            no_sync=self._gradients_unreduced,
+        )
+        self._averages = Averages((*LOGGED, *self._engine.method.metrics))
+        if at_epoch_boundary(self.state):
+            self._on_new_epoch()
+
+    @contextlib.contextmanager
+    def _gradients_unreduced(self) -> Iterator[None]:
+        gradient_state = self.accelerator.gradient_state
+        synchronised = gradient_state.sync_gradients
+        # Private in Accelerate, and what Trainer itself calls before every micro-batch: gradient hooks look at it.
+        gradient_state._set_sync_gradients(False)
+        try:
+            with gradients_unreduced(self.model_wrapped):
+                yield
+        finally:
+            gradient_state._set_sync_gradients(synchronised)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """transformers' own: called at the beginning of every optimizer step, for all its micro-batches."""
+        batch_samples, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
+        if self.uses_sharpness:
+            if self._engine is None:  # callbacks restored from a checkpoint do not know their trainer
+                self._start_sharpness()
+            self._engine.begin()
+            self._micro_batches_left = len(batch_samples)
+        return batch_samples, num_items_in_batch
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward of a micro-batch; after the step's last one also the further passes of the method.
+
+        Returns:
+            The clean loss L(w) of the micro-batch.
+        """
+        plain_step = super().training_step
+        if self._engine is None or self._engine.method.is_plain:
+            return plain_step(model, inputs, *args, **kwargs)
+        passes = 0
+
+        def micro_batch() -> Tensor:
+            nonlocal passes
+            passes += 1
+            if passes > 1:  # the Trainer counts the first
+                forward_only = not torch.is_grad_enabled()
+                self.current_flos += float(self.floating_point_ops(inputs)) / (3 if forward_only else 1)
+            # A shallow copy: compute_loss may take the labels out of the mapping it is given.
+            return plain_step(model, copy.copy(inputs), *args, **kwargs)
+
+        self._micro_batches_left -= 1
+        last = self._micro_batches_left == 0
+        loss = self._engine.record(micro_batch, last)
+        if last:
+            self._engine.finish()
+        return loss
+
+    def _on_new_epoch(self) -> None:
+        if self._engine is not None:
+            self._engine.method.start_epoch()
+
+    def _on_optimizer_step(self) -> dict[str, Any]:
+        """Called after ``optimizer.step()``, also when a GradScaler skipped it. Returns the method's state to save."""
+        self._averages.add(self._engine.metrics)
+        self._engine.drop_pending()
+        return self._engine.method.state_dict()
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """transformers' own, with the sharpness series beside the training loss."""
+        if self._engine is not None and "loss" in logs:
+            logs.update(self._averages.take(self._sum_over_ranks, self.args.device))
+        super().log(logs, *args, **kwargs)
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        return self.accelerator.reduce(values, reduction="sum")
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """transformers' own; saves the unperturbed weights even if a signal handler asks in the middle of a pass."""
+        with self._engine.clean_weights() if self._engine is not None else contextlib.nullcontext():
+            super().save_model(*args, **kwargs)
+
+
+class Trainer(SharpnessTrainerMixin, transformers.Trainer):
+    """transformers.Trainer with sam, wsam and xsam; with any other ``optim`` it is transformers' own, bit for bit."""
+
+
+class Seq2SeqTrainer(SharpnessTrainerMixin, transformers.Seq2SeqTrainer):
+    """transformers.Seq2SeqTrainer with sam, wsam and xsam; otherwise transformers' own, bit for bit."""

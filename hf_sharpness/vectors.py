@@ -1,0 +1,217 @@
+"""Arithmetic on lists of tensors seen as one long vector.
+
+A model's gradient, a perturbation and the weights themselves are lists of tensors of equal shapes. Everything here
+works on such lists with the fused ``torch._foreach_*`` kernels: a handful of launches whatever the number of tensors.
+
+Sharded tensors (``DTensor``: FSDP2, tensor parallel) are handled through their local shards: element-wise work needs no
+communication, and :func:`norm` sums the squares over the ranks that hold different shards.
+
+``torch._foreach_*`` carries a leading underscore but is what ``torch.optim`` and ``torch.nn.utils`` are built on; it is
+used in this module only, and ``tests/test_vectors.py`` fails if a function moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+try:
+    from torch.distributed.tensor import DTensor
+except ImportError:  # a torch build without distributed support has no sharded tensors
+
+    class DTensor:  # type: ignore[no-redef]
+        """Stands in where torch cannot make a DTensor: nothing is an instance of it."""
+
+
+Vector = list[Tensor]
+
+
+def local(tensors: Sequence[Tensor]) -> Vector:
+    """The part of each tensor that this rank stores, sharing memory with it and detached from autograd."""
+    detached = [t.detach() for t in tensors]
+    return [t.to_local() if isinstance(t, DTensor) else t for t in detached]
+
+
+def shaped_like(tensor: Tensor, owner: Tensor) -> Tensor:
+    """A local tensor as what its owner is: itself, or this rank's shard of a ``DTensor`` placed as the owner is."""
+    if not isinstance(owner, DTensor):
+        return tensor
+    return DTensor.from_local(
+        tensor, owner.device_mesh, owner.placements, run_check=False, shape=owner.shape, stride=owner.stride()
+    )
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether the tensor's storage is spread over ranks by a device mesh."""
+    return isinstance(tensor, DTensor)
+
+
+def clone(vector: Vector) -> Vector:
+    """A copy in storage of its own."""
+    return list(torch._foreach_clone(vector)) if vector else []
+
+
+def copy_(vector: Vector, source: Vector) -> None:
+    """vector <- source, exactly."""
+    if vector:
+        torch._foreach_copy_(vector, source)
+
+
+def add_(vector: Vector, other: Vector, factor: float = 1.0) -> None:
+    """vector <- vector + factor * other."""
+    if vector:
+        torch._foreach_add_(vector, other, alpha=factor)
+
+
+def multiply_(vector: Vector, other: Vector) -> None:
+    """vector <- vector * other, element by element."""
+    if vector:
+        torch._foreach_mul_(vector, other)
+
+
+def scale_(vector: Vector, factor: float | Tensor) -> None:
+    """vector <- factor * vector. A 0-dim tensor as factor stays on its device: no host synchronisation."""
+    if not vector:
+        return
+    if not isinstance(factor, Tensor):
+        torch._foreach_mul_(vector, factor)
+        return
+    for device, group in by_device(vector).items():
+        torch._foreach_mul_(group, factor.to(device, non_blocking=True))
+
+
+def by_device(vector: Vector) -> dict[torch.device, Vector]:
+    """The tensors grouped by the device that holds them (one group unless the model is spread over devices)."""
+    groups: dict[torch.device, Vector] = {}
+    for tensor in vector:
+        groups.setdefault(tensor.device, []).append(tensor)
+    return groups
+
+
+def norm(vector: Vector, like: Sequence[Tensor] | None = None) -> Tensor:
+    """One global L2 norm over all tensors, accumulated in fp32 (fp64 for float64 tensors), as a 0-dim tensor.
+
+    Args:
+        vector: local tensors, any shapes, devices and dtypes.
+        like: the tensors whose shards ``vector`` holds. Where one is a ``DTensor``, the squares are summed over the
+            mesh dimensions that shard it, so that every rank gets the norm of the whole.
+    """
+    if not vector:
+        return torch.zeros(())
+    groups: dict[object, Vector] = {}
+    for tensor, owner in zip(vector, like if like is not None else vector, strict=True):
+        spread = (owner.device_mesh, owner.placements) if isinstance(owner, DTensor) else None
+        groups.setdefault(spread, []).append(tensor)
+    device = vector[0].device
+    totals = []
+    for spread, tensors in groups.items():
+        total = torch.linalg.vector_norm(torch.stack([n.to(device) for n in _norms(tensors)]))
+        totals.append(total if spread is None else _reduced_over_shards(total, *spread))
+    return totals[0] if len(totals) == 1 else torch.linalg.vector_norm(torch.stack(totals))
+
+
+def _norms(tensors: Vector) -> Vector:
+    wide = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+    if all(t.dtype == wide for t in tensors):
+        return list(torch._foreach_norm(tensors))
+    return [n.to(wide) for n in torch._foreach_norm(tensors, 2, dtype=wide)]
+
+
+def _reduced_over_shards(total: Tensor, mesh: object, placements: Sequence[object]) -> Tensor:
+    squares = total.square()
+    for dimension, placement in enumerate(placements):
+        if placement.is_partial():
+            raise ValueError("cannot take the norm of a tensor whose shards are unreduced partial sums")
+        if placement.is_shard():
+            torch.distributed.all_reduce(squares, group=mesh.get_group(dimension))
+    return squares.sqrt()
+
+
+def displacement_(
+    gradient: Vector, length: float, gradient_norm: Tensor, like: Sequence[Tensor], weights: Vector | None = None
+) -> None:
+    """Turn a gradient, in place, into the step of a given length in the direction of steepest ascent.
+
+    SAM (arXiv 2010.01412, eq. 2): ``length * g / ||g||``. With ``weights`` ASAM (arXiv 2102.11600, eq. 10):
+    ``length * T^2 g / ||T g||`` with ``T = |weights|``, so that ``||step / T|| = length``.
+
+    Args:
+        gradient: overwritten with the step.
+        length: the step's length (in ASAM's metric where ``weights`` are given).
+        gradient_norm: the gradient's norm.
+        like: the parameters, for the norm over shards.
+        weights: the weights that scale ASAM's ball, or None for SAM's.
+    """
+    if weights is not None:
+        multiply_(gradient, weights)
+        gradient_norm = norm(gradient, like)
+        multiply_(gradient, weights)
+    scale_(gradient, length * reciprocal(gradient_norm))
+
+
+EPSILON = 1e-12
+"""Keeps a zero gradient from dividing by zero: it then makes a zero step."""
+
+
+def reciprocal(length: Tensor) -> Tensor:
+    """1 / (length + eps)."""
+    return 1.0 / (length + EPSILON)
+
+
+def angle(a: Vector, b: Vector, a_norm: Tensor, b_norm: Tensor, scratch: Vector, like: Sequence[Tensor]) -> Tensor:
+    """The angle between two vectors in radians, 0 to pi, as a 0-dim tensor.
+
+    ``2 atan2(||u - v||, ||u + v||)`` of the unit vectors u, v (W. Kahan): equal to ``arccos <u, v>`` but accurate for
+    nearly parallel and nearly opposite vectors, where arccos loses half the digits or leaves its domain. It needs norms
+    only, hence no other reduction over shards, and overwrites ``scratch``.
+    """
+    copy_(scratch, b)
+    scale_(scratch, torch.where(b_norm > 0, a_norm / b_norm, torch.zeros_like(b_norm)))
+    add_(scratch, a)
+    far = norm(scratch, like)
+    add_(scratch, a, -2.0)
+    near = norm(scratch, like)
+    return 2.0 * torch.atan2(near, far)
+
+
+def slerp_weights(psi: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Weights ``(c0, c1)`` of ``v(alpha) = c0 v0 + c1 v1`` on the great circle from v0 (alpha 0) through v1 (alpha 1).
+
+    ``c0 = sin((1 - alpha) psi) / sin(psi)``, ``c1 = sin(alpha psi) / sin(psi)``; alpha > 1 goes past v1. Where v0 and v1
+    are parallel or opposite no circle is defined and v(alpha) is v1.
+    """
+    degenerate = (psi < 1e-6) | (psi > torch.pi - 1e-3)
+    sine = torch.where(degenerate, torch.ones_like(psi), torch.sin(psi))
+    zero, one = torch.zeros_like(psi), torch.ones_like(psi)
+    return (
+        torch.where(degenerate, zero, torch.sin((1.0 - alpha) * psi) / sine),
+        torch.where(degenerate, one, torch.sin(alpha * psi) / sine),
+    )
+
+
+def average_over_ranks_(vector: Vector, group: object = None, bucket_bytes: int = 25 * 2**20) -> None:
+    """vector <- its mean over the ranks of a process group, in flat buckets (one all-reduce for each)."""
+    world = torch.distributed.get_world_size(group)
+    for bucket in _buckets(vector, bucket_bytes):
+        flat = torch.cat([t.reshape(-1) for t in bucket])
+        torch.distributed.all_reduce(flat, group=group)
+        flat.div_(world)
+        copy_(
+            bucket, [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in bucket]), bucket, strict=True)]
+        )
+
+
+def _buckets(vector: Vector, size: int) -> list[Vector]:
+    buckets: list[Vector] = []
+    filled = 0
+    for tensor in vector:
+        bytes_ = tensor.numel() * tensor.element_size()
+        alike = buckets and (buckets[-1][0].dtype, buckets[-1][0].device) == (tensor.dtype, tensor.device)
+        if not alike or filled + bytes_ > size:
+            buckets.append([])
+            filled = 0
+        buckets[-1].append(tensor)
+        filled += bytes_
+    return buckets
