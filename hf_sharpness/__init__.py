@@ -22,9 +22,15 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
-    from .arguments import Seq2SeqTrainingArguments, SharpnessArguments, TrainingArguments
-    from .loop import SAM, WSAM, XSAM
-    from .trainer import Seq2SeqTrainer, SharpnessTrainerMixin, Trainer
+    from .arguments import Seq2SeqTrainingArguments as Seq2SeqTrainingArguments
+    from .arguments import SharpnessArguments as SharpnessArguments
+    from .arguments import TrainingArguments as TrainingArguments
+    from .loop import SAM as SAM
+    from .loop import WSAM as WSAM
+    from .loop import XSAM as XSAM
+    from .trainer import Seq2SeqTrainer as Seq2SeqTrainer
+    from .trainer import SharpnessTrainerMixin as SharpnessTrainerMixin
+    from .trainer import Trainer as Trainer
 
 
 def __getattr__(name: str) -> Any:

@@ -58,7 +58,7 @@ class SharpnessArguments:
     optim: str = dataclasses.field(
         default=_STOCK_DEFAULT,
         metadata={
-            "help": "The optimizer: `sam` (arXiv 2010.01412), `wsam` (arXiv 2305.15817) or `xsam` (arXiv 2603.10048) for "
+            "help": "The optimizer: `sam` (arXiv 2010.01412), `wsam` (2305.15817) or `xsam` (2603.10048) for "
             "sharpness-aware steps around `base_optim`, or any of transformers' own without them.",
             "choices": [*METHODS, *_STOCK_NAMES],
         },
@@ -66,8 +66,8 @@ class SharpnessArguments:
     base_optim: str = dataclasses.field(
         default=_STOCK_DEFAULT,
         metadata={
-            "help": "With optim sam, wsam or xsam: the optimizer that takes the step, any name of transformers' `optim`; "
-            "`optim_args` goes to it.",
+            "help": "With optim sam, wsam or xsam: the optimizer that takes the step, any name that transformers' `optim` "
+            "accepts; `optim_args` goes to it.",
             "choices": _STOCK_NAMES,
         },
     )
@@ -141,13 +141,13 @@ class SharpnessArguments:
             )
         if self.base_optim.endswith("layerwise") or "lomo" in self.base_optim:
             raise ValueError(
-                f"base_optim={self.base_optim!r} steps inside the backward pass, before a sharpness-aware gradient exists: "
-                "use an optimizer that steps after it, such as base_optim='adamw_torch' or 'galore_adamw'"
+                f"base_optim={self.base_optim!r} steps inside the backward pass, before a sharpness-aware gradient "
+                "exists: use an optimizer that steps after it, such as base_optim='adamw_torch' or 'galore_adamw'"
             )
         if self.base_optim.startswith("schedule_free") and self.optim == "wsam" and self.wsam_mode == "decoupled":
             raise ValueError(
-                f"wsam_mode='decoupled' does not fit base_optim={self.base_optim!r}, which keeps the weights in a second "
-                "form of its own that the term would not move: use wsam_mode='coupled'"
+                f"wsam_mode='decoupled' does not fit base_optim={self.base_optim!r}, which keeps the weights in a "
+                "second form of its own that the term would not move: use wsam_mode='coupled'"
             )
         if getattr(self, "deepspeed", None) or _accelerate_uses_deepspeed():
             raise ValueError(

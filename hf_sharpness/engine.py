@@ -141,7 +141,7 @@ class Engine:
             return loss
 
     def finish(self) -> None:
-        """Run the method: afterwards p.grad holds the gradient for the base optimizer, and the weights are as before."""
+        """Run the method: afterwards p.grad holds the gradient for the base optimizer, the weights are as before."""
         with self._aborting_on_error():
             if self.scope != "micro_batch":
                 self._run_method(torch.stack(self.losses).sum())

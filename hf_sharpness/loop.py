@@ -54,8 +54,11 @@ class SharpnessAware:
 
     @property
     def metrics(self) -> dict[str, Tensor | float]:
-        """What the last step measured: loss, perturbed_loss, sharpness, ascent_grad_norm, perturbation_norm; xsam_alpha
-        and xsam_psi (XSAM); after ``optimizer.step()`` wsam_step_ratio (decoupled WSAM). 0-dim tensors on the device."""
+        """What the last step measured, as 0-dim tensors on the device.
+
+        loss, perturbed_loss, sharpness, ascent_grad_norm, perturbation_norm; for XSAM xsam_alpha and xsam_psi; for
+        decoupled WSAM wsam_step_ratio, once the optimizer has stepped.
+        """
         return self.engine.metrics
 
     def backward(self, closure: Closure | Sequence[Closure]) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Averages:
-    """Running means of named scalars. Adding costs a few kernels and no synchronisation; non-finite values are left out.
+    """Running means of named scalars. Adding costs a few kernels and no synchronisation; non-finite values are skipped.
 
     A scalar given as a Python number (XSAM's alpha) is a setting rather than a measurement: its last value is kept.
 
@@ -36,7 +36,7 @@ class Averages:
         self.totals = step if self.totals is None else self.totals + step
 
     def take(self, sum_over_ranks: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
-        """The means over all steps and ranks since the last call, and the settings; names without a value are left out."""
+        """The means over all steps and ranks since the last call, and the settings; a name without values is left out."""
         totals = self.totals if self.totals is not None else torch.zeros(2, len(self.names), device=device)
         self.totals = None
         sums, counts = sum_over_ranks(totals).tolist()

@@ -140,8 +140,8 @@ class Passes:
         for parameter in new:
             if parameter.grad.layout != torch.strided:
                 raise ValueError(
-                    f"a parameter of shape {tuple(parameter.shape)} has a sparse gradient, which sharpness-aware steps do "
-                    "not support: use nn.Embedding(..., sparse=False)"
+                    f"a parameter of shape {tuple(parameter.shape)} has a sparse gradient, which sharpness-aware steps "
+                    "do not support: use nn.Embedding(..., sparse=False)"
                 )
         live = vectors.local(new)
         saved = vectors.clone(live) if self.saved else []

@@ -100,8 +100,8 @@ def check_supported(method: Method, model: nn.Module, optimizer: torch.optim.Opt
         if parameter.dtype in (torch.bfloat16, torch.float16):
             raise ValueError(
                 f"the trainable parameter {name} is stored in {parameter.dtype}: most of a perturbation is lost in "
-                "rounding. Load the model in float32 (from_pretrained(..., dtype=torch.float32)) and train with bf16 or "
-                "fp16 autocast (--bf16 or --fp16), which keeps its speed"
+                "rounding. Load the model in float32 (from_pretrained(..., dtype=torch.float32)) and train with bf16 "
+                "or fp16 autocast (--bf16 or --fp16), which keeps its speed"
             )
     if method.adds_after_step:
         if any("lr" not in group for group in optimizer.param_groups):
@@ -111,6 +111,6 @@ def check_supported(method: Method, model: nn.Module, optimizer: torch.optim.Opt
             )
         if hasattr(optimizer, "train") and hasattr(optimizer, "eval"):
             raise ValueError(
-                f"{type(optimizer).__name__} keeps the weights in a second form of its own, which mode='decoupled' would "
-                "not move: use mode='coupled'"
+                f"{type(optimizer).__name__} keeps the weights in a second form of its own, which mode='decoupled' "
+                "would not move: use mode='coupled'"
             )

@@ -1,8 +1,8 @@
 """transformers' Trainer with sharpness-aware steps.
 
-Where they enter: ``get_batch_samples`` yields all micro-batches of an optimizer step, ``training_step`` makes each one's
-first pass, and after the last one has the engine run the further passes, each again through the ``training_step`` of the
-class below. Loss scaling, label smoothing, autocast and subclasses thus keep their say in every pass.
+Where they enter: ``get_batch_samples`` yields all micro-batches of an optimizer step, ``training_step`` makes each
+one's first pass, and after the last one has the engine run the further passes, each again through the ``training_step``
+of the class below. Loss scaling, label smoothing, autocast and subclasses thus keep their say in every pass.
 """
 
 from __future__ import annotations

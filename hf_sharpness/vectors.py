@@ -177,10 +177,10 @@ def angle(a: Vector, b: Vector, a_norm: Tensor, b_norm: Tensor, scratch: Vector,
 
 
 def slerp_weights(psi: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Weights ``(c0, c1)`` of ``v(alpha) = c0 v0 + c1 v1`` on the great circle from v0 (alpha 0) through v1 (alpha 1).
+    """Weights of ``v(alpha) = c0 v0 + c1 v1`` on the great circle from v0 (alpha 0) through v1 (alpha 1).
 
-    ``c0 = sin((1 - alpha) psi) / sin(psi)``, ``c1 = sin(alpha psi) / sin(psi)``; alpha > 1 goes past v1. Where v0 and v1
-    are parallel or opposite no circle is defined and v(alpha) is v1.
+    ``c0 = sin((1 - alpha) psi) / sin(psi)``, ``c1 = sin(alpha psi) / sin(psi)``; alpha > 1 goes past v1. Where v0 and
+    v1 are parallel or opposite no circle is defined and v(alpha) is v1.
     """
     degenerate = (psi < 1e-6) | (psi > torch.pi - 1e-3)
     sine = torch.where(degenerate, torch.ones_like(psi), torch.sin(psi))

@@ -15,9 +15,9 @@ from ..vectors import Vector
 class Step(Protocol):
     """The passes of one optimizer step, as the engine offers them to a method.
 
-    A method begins with the gradient ``g`` of the effective batch at the weights ``w`` in ``p.grad``, moves the weights,
-    runs further passes, and ends with the gradient for the base optimizer in ``p.grad``. The engine restores weights,
-    buffers and random state afterwards, whatever happens, so a method never does.
+    A method begins with the gradient ``g`` of the effective batch at the weights ``w`` in ``p.grad``, moves the
+    weights, runs further passes, and ends with the gradient for the base optimizer in ``p.grad``. The engine restores
+    weights, buffers and random state afterwards, whatever happens, so a method never does.
     """
 
     metrics: dict[str, Tensor | float]

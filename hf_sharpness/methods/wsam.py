@@ -31,8 +31,8 @@ class WSAM(SAM):
     mode: str = hyperparameter(
         "auto",
         help="`decoupled` (the authors' weight decouple: the sharpness term is added to the weights after the base "
-        "optimizer's step), `coupled` (it is part of the gradient), or `auto`: decoupled for SGD, coupled for an adaptive "
-        "base (Adam and the like).",
+        "optimizer's step), `coupled` (it is part of the gradient), or `auto`: decoupled for SGD, coupled for an "
+        "adaptive base (Adam and the like).",
         require="must be one of auto, coupled, decoupled",
         valid=lambda v: v in MODES,
         choices=MODES,

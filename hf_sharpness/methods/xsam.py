@@ -57,8 +57,8 @@ class XSAM(SAM):
     )
     refresh: int | str = hyperparameter(
         "epoch",
-        help="When alpha is searched anew: `epoch` (on the first step of every epoch) or an integer N (every N optimizer "
-        "steps); always on the first step.",
+        help="When alpha is searched anew: `epoch` (on the first step of every epoch) or an integer N (every N "
+        "optimizer steps); always on the first step.",
         require="must be 'epoch' or a whole number >= 1",
         valid=lambda v: v == "epoch" or is_count(v),
     )
