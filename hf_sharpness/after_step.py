@@ -15,21 +15,20 @@ class AfterStep:
         terms: the vector, as one local tensor for each parameter; spent by ``descend``.
         weight: the factor beside the learning rate.
         before: the weights before the optimizer's step, local; spent by ``descend``.
-        poison: whether a non-finite vector must make the gradient non-finite too, so that a GradScaler skips the step.
+
+    A non-finite vector makes the gradient non-finite too, so that a GradScaler skips the step.
     """
 
-    def __init__(
-        self, terms: dict[nn.Parameter, Tensor], weight: float, before: dict[nn.Parameter, Tensor], poison: bool
-    ) -> None:
+    def __init__(self, terms: dict[nn.Parameter, Tensor], weight: float, before: dict[nn.Parameter, Tensor]) -> None:
         self.terms = terms
         self.weight = weight
         self.before = before
         self.params = list(terms)
         self.gradient_norm = self._gradient_norm()
         self.clipping: Tensor | float = 1.0
-        if poison and self.params:
-            size = vectors.norm(list(terms.values()), self.params)
-            vectors.local([self.params[0].grad])[0].add_(size * 0)
+        size = vectors.norm(list(terms.values()), self.params)
+        gradients = vectors.local([p.grad for p in self.params])
+        next((g for g in gradients if g.numel()), size).add_(size * 0)  # a rank's shard may be empty
 
     def _gradient_norm(self) -> Tensor:
         return vectors.norm(vectors.local([p.grad for p in self.params]), self.params)

@@ -66,8 +66,8 @@ class SharpnessArguments:
     base_optim: str = dataclasses.field(
         default=_STOCK_DEFAULT,
         metadata={
-            "help": "With optim sam, wsam or xsam: the optimizer that takes the step, any name that transformers' `optim` "
-            "accepts; `optim_args` goes to it.",
+            "help": "With optim sam, wsam or xsam: the optimizer that takes the step, any name that transformers' own "
+            "`optim` accepts; `optim_args` goes to it.",
             "choices": _STOCK_NAMES,
         },
     )
@@ -182,7 +182,7 @@ class TrainingArguments(SharpnessArguments, transformers.TrainingArguments):
 
 
 @dataclasses.dataclass
-class Seq2SeqTrainingArguments(SharpnessArguments, transformers.Seq2SeqTrainingArguments):
+class Seq2SeqTrainingArguments(TrainingArguments, transformers.Seq2SeqTrainingArguments):
     """transformers.Seq2SeqTrainingArguments with the sharpness arguments; nothing else differs."""
 
 

@@ -121,6 +121,9 @@ class Engine:
         Returns:
             The closure's loss, detached.
         """
+        if self.method.is_plain:
+            with self.pass_context(reduce=last):
+                return closure().detach()
         with self._aborting_on_error():
             alone = self.scope == "micro_batch"
             earlier = self._set_gradients_aside() if alone else []
@@ -142,6 +145,8 @@ class Engine:
 
     def finish(self) -> None:
         """Run the method: afterwards p.grad holds the gradient for the base optimizer, the weights are as before."""
+        if self.method.is_plain:
+            return
         with self._aborting_on_error():
             if self.scope != "micro_batch":
                 self._run_method(torch.stack(self.losses).sum())
@@ -241,7 +246,7 @@ class Engine:
         if self.scope != "global":
             # The weights as one rank's last replay saved them may lack parameters that other ranks used.
             self.before = dict(zip(self.terms, vectors.clone(vectors.local(list(self.terms))), strict=True))
-        self.after_step = AfterStep(self.terms, self.term_weight, self.before, poison=self.loss_scale is not None)
+        self.after_step = AfterStep(self.terms, self.term_weight, self.before)
         self.before = {}
 
     def _merged_metrics(self) -> dict[str, Tensor | float]:

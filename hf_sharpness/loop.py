@@ -80,10 +80,9 @@ class SharpnessAware:
         closures = [closure] if callable(closure) else list(closure)
         if not closures:
             raise ValueError("closure=[] is not valid: give at least one function that does forward and backward")
-        engine = self.engine
-        engine.begin()
-        losses = [engine.record(c, last=c is closures[-1]) for c in closures]
-        engine.finish()
+        self.engine.begin()
+        losses = [self.engine.record(c, last=i == len(closures)) for i, c in enumerate(closures, start=1)]
+        self.engine.finish()
         return torch.stack(losses).sum()
 
     def state_dict(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Averages:
         self.totals = step if self.totals is None else self.totals + step
 
     def take(self, sum_over_ranks: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
-        """The means over all steps and ranks since the last call, and the settings; a name without values is left out."""
+        """The means over all steps and ranks since the last call, and the settings; a name without values is absent."""
         totals = self.totals if self.totals is not None else torch.zeros(2, len(self.names), device=device)
         self.totals = None
         sums, counts = sum_over_ranks(totals).tolist()

@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from transformers.training_args import OptimizerNames
 
 from .callback import SharpnessCallback, at_epoch_boundary
+from .counters import counters_kept
 from .engine import Engine
 from .metrics import Averages
 from .support import gradients_unreduced
+
+_STOCK_TRAINER = transformers.Trainer  # `hf-sharpness run` puts ours in its place
 
 LOGGED = ("perturbed_loss", "sharpness", "ascent_grad_norm", "perturbation_norm")
 """Logged for every method, beside what the method measures of its own."""
@@ -33,11 +36,11 @@ class SharpnessTrainerMixin:
     carry ``SharpnessArguments``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._engine: Engine | None = None
-        self._averages = Averages()
-        self._micro_batches_left = 0
-        super().__init__(*args, **kwargs)
+    # Here instead of in an __init__, whose signature libraries look at.
+    _engine: Engine | None = None
+    _averages: Averages
+    _micro_batches_left = 0
+    _replaying = False
 
     @property
     def uses_sharpness(self) -> bool:
@@ -50,7 +53,7 @@ class SharpnessTrainerMixin:
         if getattr(args, "uses_sharpness", False):
             args, base_optim = copy.copy(args), args.base_optim
             args.optim = OptimizerNames(base_optim)
-        return transformers.Trainer.get_optimizer_cls_and_kwargs(args, model)
+        return _STOCK_TRAINER.get_optimizer_cls_and_kwargs(args, model)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' own. However it ends, the weights are not left perturbed."""
@@ -82,6 +85,7 @@ class SharpnessTrainerMixin:
                 f"optim={self.args.optim!r} does not run with context or sequence parallelism, which consumes the "
                 "micro-batches that a second pass needs: use data parallelism or FSDP2"
             )
+        self.args.check_sharpness()  # again: a hyper-parameter search sets arguments one by one
         method = self.args.method()
         saved = self.state.stateful_callbacks.get(SharpnessCallback.__name__)
         if saved:
@@ -128,7 +132,7 @@ class SharpnessTrainerMixin:
             The clean loss L(w) of the micro-batch.
         """
         plain_step = super().training_step
-        if self._engine is None or self._engine.method.is_plain:
+        if self._engine is None:
             return plain_step(model, inputs, *args, **kwargs)
         passes = 0
 
@@ -138,8 +142,9 @@ class SharpnessTrainerMixin:
             if passes > 1:  # the Trainer counts the first
                 forward_only = not torch.is_grad_enabled()
                 self.current_flos += float(self.floating_point_ops(inputs)) / (3 if forward_only else 1)
-            # A shallow copy: compute_loss may take the labels out of the mapping it is given.
-            return plain_step(model, copy.copy(inputs), *args, **kwargs)
+            with self._uncounted() if passes > 1 else contextlib.nullcontext():
+                # A shallow copy: compute_loss may take the labels out of the mapping it is given.
+                return plain_step(model, copy.copy(inputs), *args, **kwargs)
 
         self._micro_batches_left -= 1
         last = self._micro_batches_left == 0
@@ -148,18 +153,36 @@ class SharpnessTrainerMixin:
             self._engine.finish()
         return loss
 
+    @contextlib.contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """For a replay: what a subclass's compute_loss counts or logs comes from the first pass alone."""
+        with counters_kept(self):
+            self._replaying = True
+            try:
+                yield
+            finally:
+                self._replaying = False
+
     def _on_new_epoch(self) -> None:
         if self._engine is not None:
             self._engine.method.start_epoch()
 
     def _on_optimizer_step(self) -> dict[str, Any]:
         """Called after ``optimizer.step()``, also when a GradScaler skipped it. Returns the method's state to save."""
+        if self._micro_batches_left:
+            raise RuntimeError(
+                f"optim={self.args.optim!r} had no effect: {type(self).__name__}.training_step does not call "
+                "super().training_step(), where sharpness-aware steps are made; override compute_loss instead, or "
+                "put SharpnessTrainerMixin before the class"
+            )
         self._averages.add(self._engine.metrics)
         self._engine.drop_pending()
         return self._engine.method.state_dict()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """transformers' own, with the sharpness series beside the training loss."""
+        if self._replaying:
+            return
         if self._engine is not None and "loss" in logs:
             logs.update(self._averages.take(self._sum_over_ranks, self.args.device))
         super().log(logs, *args, **kwargs)
@@ -177,5 +200,5 @@ class Trainer(SharpnessTrainerMixin, transformers.Trainer):
     """transformers.Trainer with sam, wsam and xsam; with any other ``optim`` it is transformers' own, bit for bit."""
 
 
-class Seq2SeqTrainer(SharpnessTrainerMixin, transformers.Seq2SeqTrainer):
+class Seq2SeqTrainer(Trainer, transformers.Seq2SeqTrainer):
     """transformers.Seq2SeqTrainer with sam, wsam and xsam; otherwise transformers' own, bit for bit."""

@@ -1,0 +1,37 @@
+# `make demo` and `make test` do everything on a fresh machine: environment, install, run.
+
+PYTHON ?= python3
+DEMO_ENV ?= .venv
+TEST_ENV ?= .venv-test
+
+.PHONY: demo test test-all lint clean
+
+demo: $(DEMO_ENV)/.ready
+	$(DEMO_ENV)/bin/hf-sharpness train recipes/digits-vit.yaml
+
+test: $(TEST_ENV)/.ready
+	$(TEST_ENV)/bin/ruff check .
+	$(TEST_ENV)/bin/ruff format --check .
+	$(TEST_ENV)/bin/python -m pytest -n 2
+
+test-all: $(TEST_ENV)/.ready
+	$(TEST_ENV)/bin/python -m pytest -n 2 -m ""
+
+lint: $(TEST_ENV)/.ready
+	$(TEST_ENV)/bin/ruff format .
+	$(TEST_ENV)/bin/ruff check --fix .
+
+$(DEMO_ENV)/.ready: setup.cfg constraints.txt
+	$(PYTHON) -m venv $(DEMO_ENV)
+	$(DEMO_ENV)/bin/python -m pip install --quiet -c constraints.txt torch
+	$(DEMO_ENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[recipes]"
+	touch $@
+
+$(TEST_ENV)/.ready: setup.cfg constraints.txt
+	$(PYTHON) -m venv $(TEST_ENV)
+	$(TEST_ENV)/bin/python -m pip install --quiet -c constraints.txt torch
+	$(TEST_ENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(DEMO_ENV) $(TEST_ENV) build *.egg-info
