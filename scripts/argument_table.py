@@ -1,0 +1,40 @@
+"""Writes the README's table of arguments from their definitions.
+
+python scripts/argument_table.py            # print the table
+python scripts/argument_table.py --write    # put it into README.md
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from hf_sharpness import SharpnessArguments
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN, END = "<!-- arguments: begin -->", "<!-- arguments: end -->"
+
+
+def table() -> str:
+    """The table in Markdown: argument, default, meaning."""
+    rows = ["| argument | default | meaning |", "| --- | --- | --- |"]
+    for field in dataclasses.fields(SharpnessArguments):
+        default = "as in transformers" if field.name in ("optim", "base_optim") else f"`{field.default}`".lower()
+        meaning = field.metadata["help"].replace("|", "\\|")
+        rows.append(f"| `{field.name}` | {default} | {meaning} |")
+    return "\n".join(rows)
+
+
+def readme_with_table() -> str:
+    """The README with the table between its two marks brought up to date."""
+    text = README.read_text()
+    head, rest = text.split(BEGIN)
+    return f"{head}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv:
+        README.write_text(readme_with_table())
+    else:
+        print(table())

@@ -1,0 +1,78 @@
+"""The vector work is a fixed number of kernels, whatever the number of tensors, and never waits for the device."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hf_sharpness import SAM, WSAM, XSAM
+from hf_sharpness.engine import Engine
+
+VIEWS_AND_ALLOCATIONS = ("detach", "empty_like", "zeros_like", "alias")
+METHODS = {
+    "sam": SAM,
+    "asam": lambda m, o: SAM(m, o, adaptive=True),
+    "wsam-coupled": lambda m, o: WSAM(m, o, mode="coupled"),
+    "wsam-decoupled": lambda m, o: WSAM(m, o, mode="decoupled"),
+    "xsam": lambda m, o: XSAM(m, o, alpha=1.3),
+}
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operators that run, except while it is paused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self.paused = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.paused:
+            self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operations_of_a_step(build: Callable, layers: int) -> Counter[str]:
+    """Operators of the sharpness work in one step: forward, backward and the base optimizer are not counted."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(layers)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=True)
+    method = build(model, optimizer)
+    x = torch.randn(8, 4)
+    counter = Operations()
+
+    def closure() -> torch.Tensor:
+        counter.paused = True
+        loss = model(x).square().mean()
+        loss.backward()
+        counter.paused = False
+        return loss
+
+    with counter:
+        method.backward(closure)
+        optimizer.step()
+    return counter.counts
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_number_of_kernels_does_not_grow_with_the_model(name: str) -> None:
+    few, many = (operations_of_a_step(METHODS[name], layers) for layers in (2, 30))
+    assert sum(few.values()) > 5
+    for counts in (few, many):
+        for operator in VIEWS_AND_ALLOCATIONS:
+            counts.pop(operator, None)
+    assert few == many
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a tensor's value on the host is what synchronises: no step reads one, but for the overflow check."""
+    assert operations_of_a_step(METHODS[name], 3)["_local_scalar_dense"] == 1
+    monkeypatch.setattr(Engine, "checks_overflow", False)
+    assert operations_of_a_step(METHODS[name], 3)["_local_scalar_dense"] == 0

@@ -1,0 +1,136 @@
+"""Arithmetic on lists of tensors against NumPy in float64."""
+
+from __future__ import annotations
+
+import ast
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hf_sharpness import vectors
+
+
+def two_vectors(dtype: torch.dtype = torch.float64) -> tuple[vectors.Vector, vectors.Vector]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 4), (5,), (), (2, 1, 2)]
+    return tuple([torch.randn(s, generator=generator).to(dtype) for s in shapes] for _ in range(2))
+
+
+def long(vector: vectors.Vector) -> np.ndarray:
+    return np.concatenate([t.double().numpy().ravel() for t in vector])
+
+
+def test_every_foreach_function_that_is_used_exists() -> None:
+    """They are private to torch: this fails, by name, when one moves."""
+    tree = ast.parse(Path(vectors.__file__).read_text())
+    used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr.startswith("_foreach")}
+    assert len(used) >= 4
+    assert [name for name in used if not hasattr(torch, name)] == []
+
+
+def test_foreach_functions_stay_in_one_module_but_for_the_restore_in_one_call() -> None:
+    package = Path(vectors.__file__).parent
+    users = {p.name for p in package.rglob("*.py") if "torch._foreach" in p.read_text()}
+    assert users == {"vectors.py", "passes.py"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_norm_is_one_norm_over_all_tensors_accumulated_in_fp32_or_wider(dtype: torch.dtype) -> None:
+    a, _ = two_vectors(dtype)
+    result = vectors.norm(a)
+    assert result.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert float(result) == pytest.approx(np.linalg.norm(long(a)), rel=1e-6)
+
+
+def test_norm_of_many_small_bf16_values_does_not_saturate() -> None:
+    ones = [torch.full((512,), 2.0**-4, dtype=torch.bfloat16) for _ in range(64)]
+    assert float(vectors.norm(ones)) == pytest.approx(math.sqrt(512 * 64) / 16, rel=1e-6)
+
+
+def test_norm_of_tensors_of_different_dtypes() -> None:
+    a = [torch.full((2,), 3.0), torch.full((2,), 4.0, dtype=torch.bfloat16)]
+    assert float(vectors.norm(a)) == pytest.approx(math.sqrt(2 * 9 + 2 * 16))
+
+
+def test_an_empty_vector_has_norm_zero_and_takes_every_operation() -> None:
+    assert float(vectors.norm([])) == 0.0
+    vectors.scale_([], torch.tensor(2.0))
+    vectors.add_([], [])
+    vectors.copy_([], [])
+    assert vectors.clone([]) == []
+
+
+def test_clone_has_storage_of_its_own() -> None:
+    a, _ = two_vectors()
+    copy = vectors.clone(a)
+    a[0].zero_()
+    assert copy[0].abs().sum() > 0
+
+
+def test_displacement_of_sam() -> None:
+    g, _ = two_vectors()
+    expected = 0.3 * long(g) / np.linalg.norm(long(g))
+    vectors.displacement_(g, 0.3, vectors.norm(g), g)
+    np.testing.assert_allclose(long(g), expected, rtol=1e-12)
+
+
+def test_displacement_of_asam() -> None:
+    g, w = two_vectors()
+    flat_g, flat_w = long(g), long(w)
+    t = np.abs(flat_w)
+    expected = 0.3 * t**2 * flat_g / np.linalg.norm(t * flat_g)
+    vectors.displacement_(g, 0.3, vectors.norm(g), g, weights=w)
+    np.testing.assert_allclose(long(g), expected, rtol=1e-12)
+    assert np.linalg.norm(long(g) / t) == pytest.approx(0.3)
+
+
+def test_a_zero_gradient_makes_a_zero_displacement() -> None:
+    g = [torch.zeros(3)]
+    vectors.displacement_(g, 0.3, vectors.norm(g), g)
+    assert torch.equal(g[0], torch.zeros(3))
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-9, 1e-5, 0.3, math.pi / 2, 3.0, math.pi - 1e-9, math.pi])
+def test_angle(angle: float) -> None:
+    """Also where arccos of the dot product would lose all digits."""
+    a = [torch.tensor([2.0, 0.0], dtype=torch.float64)]
+    b = [5.0 * torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)]
+    scratch = [torch.empty(2, dtype=torch.float64)]
+    result = vectors.angle(a, b, vectors.norm(a), vectors.norm(b), scratch, a)
+    assert float(result) == pytest.approx(angle, abs=1e-12, rel=1e-9)
+
+
+def test_angle_of_nearly_parallel_fp32_vectors_is_never_nan() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        a = [torch.randn(1000, generator=generator)]
+        b = [a[0] * (1 + 1e-7 * torch.randn(1000, generator=generator))]
+        assert vectors.angle(a, b, vectors.norm(a), vectors.norm(b), [torch.empty(1000)], a).isfinite()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0, 1.7, 2.0])
+def test_slerp_walks_the_great_circle(alpha: float) -> None:
+    """v(alpha) has norm 1 and lies alpha * psi away from v0 in the plane of both."""
+    psi = 0.8
+    c0, c1 = vectors.slerp_weights(torch.tensor(psi, dtype=torch.float64), alpha)
+    v = float(c0) * np.array([1.0, 0.0]) + float(c1) * np.array([math.cos(psi), math.sin(psi)])
+    np.testing.assert_allclose(v, [math.cos(alpha * psi), math.sin(alpha * psi)], atol=1e-12)
+
+
+def test_slerp_at_alpha_one_is_exactly_v1() -> None:
+    for psi in torch.linspace(0, math.pi, 50):
+        assert [float(c) for c in vectors.slerp_weights(psi, 1.0)] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("psi", [0.0, 1e-9, math.pi])
+def test_slerp_of_parallel_or_opposite_vectors_is_v1(psi: float) -> None:
+    assert [float(c) for c in vectors.slerp_weights(torch.tensor(psi), 1.6)] == [0.0, 1.0]
+
+
+def test_buckets_keep_order_and_never_mix_dtypes() -> None:
+    a = [torch.zeros(4), torch.zeros(4), torch.zeros(4, dtype=torch.float64), torch.zeros(400)]
+    buckets = vectors._buckets(a, 40)
+    assert [[t.numel() for t in b] for b in buckets] == [[4, 4], [4], [400]]
