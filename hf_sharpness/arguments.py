@@ -13,7 +13,7 @@ from typing import Any
 import transformers
 from transformers.training_args import OptimizerNames
 
-from . import methods
+from . import explicit, methods
 from .methods import METHODS, Method
 from .support import SCOPES
 
@@ -38,7 +38,7 @@ HYPERPARAMETERS = {
 def _hyperparameter(argument: str) -> Any:
     cls, name = HYPERPARAMETERS[argument]
     field = next(f for f in dataclasses.fields(cls) if f.name == name)
-    metadata = {"help": field.metadata["help"]}
+    metadata = {"help": field.metadata["help"], **explicit.MARK}
     if field.metadata["choices"]:
         metadata["choices"] = list(field.metadata["choices"])
     return dataclasses.field(default=field.default, metadata=metadata)
@@ -61,6 +61,7 @@ class SharpnessArguments:
             "help": "The optimizer: `sam` (arXiv 2010.01412), `wsam` (2305.15817) or `xsam` (2603.10048) for "
             "sharpness-aware steps around `base_optim`, or any of transformers' own without them.",
             "choices": [*METHODS, *_STOCK_NAMES],
+            **explicit.MARK,
         },
     )
     base_optim: str = dataclasses.field(
@@ -69,6 +70,7 @@ class SharpnessArguments:
             "help": "With optim sam, wsam or xsam: the optimizer that takes the step, any name that transformers' own "
             "`optim` accepts; `optim_args` goes to it.",
             "choices": _STOCK_NAMES,
+            **explicit.MARK,
         },
     )
     sam_rho: float = _hyperparameter("sam_rho")
@@ -81,6 +83,7 @@ class SharpnessArguments:
             + "; ".join(f"`{name}`: {meaning}" for name, meaning in SCOPES.items())
             + ". XSAM is defined for `global` only.",
             "choices": list(SCOPES),
+            **explicit.MARK,
         },
     )
     wsam_mode: str = _hyperparameter("wsam_mode")
@@ -90,10 +93,27 @@ class SharpnessArguments:
     xsam_alpha_max: float = _hyperparameter("xsam_alpha_max")
     xsam_alpha_points: int = _hyperparameter("xsam_alpha_points")
     xsam_refresh: str = _hyperparameter("xsam_refresh")
+    sharpness_config: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Take the arguments above from the `sharpness_config.json` that a model was saved with: a repo on "
+            "the Hub (`user/repo` or `user/repo@revision`), a local folder or a file. Those given beside it win.",
+        },
+    )
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        self = super().__new__(cls)
+        explicit.note(self, args, kwargs)
+        return self
 
     def __post_init__(self) -> None:
+        given = explicit.settle(self, [f.name for f in dataclasses.fields(SharpnessArguments)])
+        if self.sharpness_config:
+            from . import hub
+
+            hub.fill(self, given)
         self.optim, self.base_optim = _plain_name(self.optim), _plain_name(self.base_optim)
-        if isinstance(self.xsam_refresh, str) and self.xsam_refresh.isdigit():
+        if isinstance(self.xsam_refresh, str) and self.xsam_refresh.isdecimal():
             self.xsam_refresh = int(self.xsam_refresh)
         self.check_sharpness()
         parent = getattr(super(), "__post_init__", None)
@@ -163,6 +183,91 @@ class SharpnessArguments:
         cls = METHODS[self.optim]
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: getattr(self, arg) for arg, (_, name) in HYPERPARAMETERS.items() if name in known})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **arguments: Any,
+    ) -> Any:
+        """Load the sharpness arguments that a model was saved with.
+
+        Args:
+            name: a local folder or ``sharpness_config.json``, or a repo on the Hub: ``user/repo``,
+                ``user/repo@revision``.
+            revision: branch, tag or commit of the repo. Default None: its main branch.
+            token: for a private or gated repo. Default None: that of ``hf auth login`` or HF_TOKEN.
+            cache_dir: where downloads are kept. Default None: huggingface_hub's cache.
+            local_files_only: read the cache, never the network. Default False.
+            force_download: download again what the cache holds. Default False.
+            arguments: further arguments of the class, such as ``output_dir``; they override the loaded ones.
+
+        Raises:
+            ValueError: the name or the file is not valid; names file, argument, value and remedy.
+            OSError: there is no such file or repo, or no access to it.
+        """
+        from . import hub
+
+        loaded = hub.load(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        return cls(**{**loaded, **arguments})
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **options: Any) -> Any:
+        """Write ``sharpness_config.json``, from which ``from_pretrained`` and ``--sharpness_config`` read.
+
+        Args:
+            save_directory: the folder, made if it does not exist.
+            push_to_hub: also upload the file. Default False.
+            options: with ``push_to_hub``, those of ``push_to_hub``; ``repo_id`` is by default the folder's name.
+
+        Returns:
+            The file, or the commit with ``push_to_hub``.
+
+        Raises:
+            ValueError: an argument is not valid.
+            OSError: the file cannot be written or uploaded.
+        """
+        from . import hub
+
+        path = hub.save(self, save_directory)
+        if not push_to_hub:
+            return path
+        return hub.push(self, options.pop("repo_id", None) or path.resolve().parent.name, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Upload ``sharpness_config.json`` to a model repo, which is made if it does not exist.
+
+        An instance of TrainingArguments has its own field of this name: there use ``save_pretrained(folder,
+        push_to_hub=True, repo_id=...)``.
+
+        Args:
+            repo_id: ``user/repo``.
+            options: ``commit_message`` (str), ``private`` (bool; default None: the account's default), ``token``
+                (default None: that of ``hf auth login`` or HF_TOKEN), ``revision`` (default None: the main branch),
+                ``create_pr`` (bool; default False).
+
+        Returns:
+            huggingface_hub's CommitInfo.
+
+        Raises:
+            ValueError: an argument is not valid.
+            OSError: the Hub cannot be reached, or refuses.
+        """
+        from . import hub
+
+        return hub.push(self, repo_id, **options)
 
     def set_optimizer(self, name: str | OptimizerNames = "adamw_torch", *args: Any, **kwargs: Any) -> Any:
         """transformers' ``set_optimizer``, which also takes sam, wsam and xsam (then ``base_optim`` takes the step)."""

@@ -92,6 +92,14 @@ class Engine:
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
 
     @property
+    def checks_overflow(self) -> bool:
+        """Whether every ascent looks first if its gradient is finite.
+
+        On an accelerator that is a host synchronisation, made only where a GradScaler will skip the step.
+        """
+        return self.loss_scale is not None or next(self.model.parameters()).device.type == "cpu"
+
+    @property
     def averages_itself(self) -> bool:
         """Whether gradients are averaged over ranks after the last pass instead of by its backward."""
         if self.data_parallel is None:

@@ -114,8 +114,7 @@ class Passes:
     def _ascent_norm(self, gradient: Vector) -> Tensor:
         gradient_norm = self.norm(gradient)
         engine = self.engine
-        # On an accelerator this check is a host synchronisation: made only where a GradScaler asks for it.
-        if (engine.loss_scale is not None or gradient_norm.device.type == "cpu") and not gradient_norm.isfinite():
+        if engine.checks_overflow and not gradient_norm.isfinite():
             self.put_gradient(gradient)
             raise NonFiniteAscent
         if "ascent_grad_norm" not in self.metrics:

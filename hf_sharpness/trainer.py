@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.training_args import OptimizerNames
 
+from . import hub, modelcard
 from .callback import SharpnessCallback, at_epoch_boundary
 from .counters import counters_kept
 from .engine import Engine
@@ -190,10 +192,24 @@ class SharpnessTrainerMixin:
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, reduction="sum")
 
-    def save_model(self, *args: Any, **kwargs: Any) -> None:
-        """transformers' own; saves the unperturbed weights even if a signal handler asks in the middle of a pass."""
+    def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """transformers' own, with ``sharpness_config.json`` beside the weights.
+
+        Saves the unperturbed weights even if a signal handler asks in the middle of a pass.
+        """
+        if self.uses_sharpness and self.args.should_save:
+            hub.save(self.args, output_dir or self.args.output_dir)
+            if self.args.push_to_hub:  # a checkpoint is uploaded by way of this folder
+                hub.save(self.args, self.args.output_dir)
         with self._engine.clean_weights() if self._engine is not None else contextlib.nullcontext():
-            super().save_model(*args, **kwargs)
+            super().save_model(output_dir, *args, **kwargs)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """transformers' own, with method, hyper-parameters, measured sharpness, papers and tags."""
+        super().create_model_card(*args, **kwargs)
+        if self.uses_sharpness and self.is_world_process_zero():
+            card = Path(self.args.output_dir, "README.md")
+            modelcard.complete(card, self.args, self.optimizer, self.state.log_history, LOGGED)
 
 
 class Trainer(SharpnessTrainerMixin, transformers.Trainer):

@@ -50,7 +50,9 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def clone(vector: Vector) -> Vector:
     """A copy in storage of its own."""
-    return list(torch._foreach_clone(vector)) if vector else []
+    copies = [torch.empty_like(t) for t in vector]
+    copy_(copies, vector)
+    return copies
 
 
 def copy_(vector: Vector, source: Vector) -> None:

@@ -1,0 +1,56 @@
+"""What a Trainer's loss function counts on the Trainer: kept from counting a micro-batch again when it is replayed."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+_CONTAINERS = {list, dict, set, deque, defaultdict, OrderedDict, Counter}
+_MAX_CONTAINERS, _MAX_LENGTH = 1_000, 100_000  # more than that is data, not a tally
+_DATA = {"train_dataset", "eval_dataset"}
+
+
+@contextlib.contextmanager
+def counters_kept(owner: object) -> Iterator[None]:
+    """Afterwards the owner's attributes are what they were before: rebound ones, and lists, dicts and tallies in them.
+
+    Inside, the containers (of plain types, nested or not, and 0-dim tensors in them) are copies; other objects are
+    shared, and what happens inside those stays.
+    """
+    before = dict(vars(owner))
+    for name, value in before.items():
+        if name not in _DATA and (type(value) in _CONTAINERS or isinstance(value, Tensor)):
+            with contextlib.suppress(_TooLarge):
+                setattr(owner, name, _copy(value, [_MAX_CONTAINERS]))
+    try:
+        yield
+    finally:
+        vars(owner).update(before)
+
+
+class _TooLarge(Exception):
+    pass
+
+
+def _copy(value: Any, left: list[int]) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone() if value.dim() == 0 else value
+    if type(value) not in _CONTAINERS:
+        return value
+    left[0] -= 1
+    if left[0] < 0 or len(value) > _MAX_LENGTH:
+        raise _TooLarge
+    copied = copy.copy(value)
+    if isinstance(value, set):
+        return copied
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    kinds = set(map(type, value.values() if isinstance(value, dict) else value))
+    if any(kind in _CONTAINERS or issubclass(kind, Tensor) for kind in kinds):
+        for key, element in items:
+            copied[key] = _copy(element, left)
+    return copied

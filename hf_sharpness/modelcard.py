@@ -1,0 +1,148 @@
+"""What a model card says about sharpness-aware training: method, hyper-parameters, measured sharpness and papers."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.repocard import metadata_load, metadata_save
+
+from . import __version__
+from .arguments import HYPERPARAMETERS
+from .methods import METHODS, Method
+from .support import base_optimizer, scales_per_coordinate
+
+TAG = "sharpness-aware-minimization"
+_BEGIN, _END = f"<!-- {TAG}: begin -->", f"<!-- {TAG}: end -->"
+_ASAM = "2102.11600"
+
+BIBTEX = {
+    "2010.01412": """\
+@inproceedings{foret2021sam,
+  title         = {Sharpness-Aware Minimization for Efficiently Improving Generalization},
+  author        = {Foret, Pierre and Kleiner, Ariel and Mobahi, Hossein and Neyshabur, Behnam},
+  booktitle     = {International Conference on Learning Representations (ICLR)},
+  year          = {2021},
+  eprint        = {2010.01412},
+  archivePrefix = {arXiv}
+}""",
+    _ASAM: """\
+@inproceedings{kwon2021asam,
+  title         = {{ASAM}: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks},
+  author        = {Kwon, Jungmin and Kim, Jeongseop and Park, Hyunseo and Choi, In Kwon},
+  booktitle     = {International Conference on Machine Learning (ICML)},
+  year          = {2021},
+  eprint        = {2102.11600},
+  archivePrefix = {arXiv}
+}""",
+    "2305.15817": """\
+@inproceedings{yue2023wsam,
+  title         = {Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization Term},
+  author        = {Yue, Yun and Jiang, Jiadi and Ye, Zhiling and Gao, Ning and Liu, Yongchao and Zhang, Ke},
+  booktitle     = {ACM SIGKDD Conference on Knowledge Discovery and Data Mining (KDD)},
+  year          = {2023},
+  eprint        = {2305.15817},
+  archivePrefix = {arXiv}
+}""",
+    "2603.10048": """\
+@inproceedings{chen2026xsam,
+  title         = {Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation},
+  author        = {Chen, Jianlong and Zhou, Zhiming},
+  booktitle     = {International Conference on Learning Representations (ICLR)},
+  year          = {2026},
+  eprint        = {2603.10048},
+  archivePrefix = {arXiv}
+}""",
+}
+"""The papers by arXiv id."""
+
+
+def papers(method: Method) -> list[str]:
+    """The arXiv ids of the papers behind a method as it is set up."""
+    return [METHODS[method.name].paper, *([_ASAM] if method.adaptive else [])]
+
+
+def complete(
+    card: Path,
+    args: Any,
+    optimizer: torch.optim.Optimizer | None,
+    log_history: Sequence[dict[str, Any]],
+    names: Sequence[str],
+) -> None:
+    """Add tags and a section to the model card that a Trainer wrote. Done again, it replaces them.
+
+    Args:
+        card: the README.md; nothing happens where there is none.
+        args: the training arguments.
+        optimizer: the base optimizer, as far as there is one already.
+        log_history: what the Trainer logged.
+        names: the logged series to report, from their last entry, beside those of the method.
+    """
+    if not card.is_file():
+        return
+    text = card.read_text(encoding="utf-8")
+    text = re.sub(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n\n?", "", text, flags=re.DOTALL)
+    text = text.replace(f"Use {args.optim} and the args are:\n", _optimizer(args))
+    adaptive = args.base_optim != "sgd" if optimizer is None else scales_per_coordinate(base_optimizer(optimizer))
+    method = args.method().resolved(adaptive)
+    section = _section(args, method, log_history, (*names, *method.metrics))
+    head, heading, tail = text.partition("### Framework versions")
+    text = f"{head}{section}\n\n{heading}{tail}" if heading else f"{text.rstrip()}\n\n{section}\n"
+    card.write_text(text, encoding="utf-8")
+
+    metadata = metadata_load(card) or {}
+    tags = metadata.get("tags") or []
+    tags = [tags] if isinstance(tags, str) else tags
+    metadata["tags"] = list(dict.fromkeys([*tags, TAG, method.name]))
+    metadata_save(card, metadata)
+
+
+def _optimizer(args: Any) -> str:
+    """transformers' line on the optimizer, which knows a base by its name only."""
+    adam = f" with betas=({args.adam_beta1},{args.adam_beta2}) and epsilon={args.adam_epsilon}"
+    return f"Use {args.optim} around {args.base_optim}{adam if 'adam' in args.base_optim else ''} and optimizer_args="
+
+
+def _section(args: Any, method: Method, log_history: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    cited = papers(method)
+    links = ", ".join(f"[arXiv {paper}](https://arxiv.org/abs/{paper})" for paper in cited)
+    settings = {name: getattr(method, name) for name in (field.name for field in dataclasses.fields(method))}
+    argument = {name: argument for argument, (_, name) in HYPERPARAMETERS.items() if name in settings}
+    lines = [
+        f"- base_optim: {args.base_optim}",
+        *(f"- {argument.get(name, name)}: {value}" for name, value in settings.items() if value is not None),
+        f"- sam_scope: {args.sam_scope}",
+    ]
+    logged = next((entry for entry in reversed(log_history) if "sharpness" in entry), None)
+    if logged is None:
+        measured = ["No sharpness was logged."]
+    else:
+        measured = [
+            f"Measured at step {logged.get('step')}, the last logged (means since the log before):",
+            "",
+            *(f"- {name}: {logged[name]:.6g}" for name in ("loss", *names) if name in logged),
+        ]
+    repo = getattr(args, "hub_model_id", None) or "this_repo"
+    return "\n".join(
+        [
+            _BEGIN,
+            f"### Sharpness-aware minimization: {method.name.upper()}{' (adaptive, ASAM)' if method.adaptive else ''}",
+            "",
+            f"The steps were sharpness-aware ({links}), by hf_sharpness {__version__}, with these hyper-parameters:",
+            "",
+            *lines,
+            "",
+            *measured,
+            "",
+            f"`sharpness_config.json` holds the arguments: `--sharpness_config {repo}` trains with them.",
+            "",
+            "```bibtex",
+            "\n\n".join(BIBTEX.get(paper, f"% arXiv {paper}") for paper in cited),
+            "```",
+            _END,
+        ]
+    )

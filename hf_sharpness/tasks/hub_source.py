@@ -1,0 +1,104 @@
+"""Anything `datasets.load_dataset` can read: a Hub id, csv, json, imagefolder, ..."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .errors import RecipeError, first_line, nearest
+from .recipe import DataSection
+from .sources import SOURCES, Data, Examples
+
+
+class _Columns:
+    """Rows of a `datasets.Dataset` restricted to some columns and decoded one at a time."""
+
+    def __init__(self, dataset: Any, names: list[str]) -> None:
+        self.dataset, self.names = dataset.select_columns(names), names
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        values = tuple(self.dataset[index][name] for name in self.names)
+        return values[0] if len(values) == 1 else values
+
+
+def read_with_datasets(section: DataSection, task: str) -> Data:
+    """Load the splits that `section` names.
+
+    Args:
+        section: The recipe's data section.
+        task: `image-classification` or `sequence-classification`; decides which columns are the input.
+
+    Raises:
+        RecipeError: `datasets` is missing, the data set cannot be loaded, a split or a column does not exist, or a
+            test label never occurs in training.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise RecipeError(
+            f"data.source '{section.source}' needs `datasets`; install it with `pip install datasets`"
+        ) from None
+    try:
+        splits = load_dataset(section.source, section.config_name, data_dir=section.path, data_files=section.data_files)
+    except Exception as error:  # the readers raise whatever they like
+        raise RecipeError(
+            f"data.source '{section.source}' is no built-in source ({', '.join(SOURCES)}) and "
+            f"datasets.load_dataset cannot read it: {first_line(error)}"
+        ) from error
+
+    if task == "image-classification":
+        columns = {"image_column": section.image_column}
+    else:
+        columns = {"text_column": section.text_column}
+        if section.text_pair_column is not None:
+            columns["text_pair_column"] = section.text_pair_column
+
+    def split(key: str, name: str) -> Any:
+        if name not in splits:
+            raise RecipeError(
+                f"data.{key}: '{section.source}' has no split '{name}'{nearest(name, splits)}; "
+                f"it has {', '.join(splits)}"
+            )
+        for column_key, column in {**columns, "label_column": section.label_column}.items():
+            if column not in splits[name].column_names:
+                known = splits[name].column_names
+                raise RecipeError(
+                    f"data.{column_key}: '{section.source}' has no column '{column}'{nearest(column, known)}; "
+                    f"it has {', '.join(known)}"
+                )
+        return splits[name]
+
+    train = split("train_split", section.train_split)
+    feature = train.features[section.label_column]
+    names = getattr(feature, "names", None)  # a ClassLabel
+    values = (
+        range(len(names))
+        if names
+        else sorted(set(train[section.label_column]), key=lambda value: (str(type(value)), value))
+    )
+    ids = {value: position for position, value in enumerate(values)}
+
+    def examples(key: str, dataset: Any) -> Examples:
+        try:
+            labels = np.array([ids[value] for value in dataset[section.label_column]], dtype=np.int64)
+        except KeyError as error:
+            hint = (
+                "its labels are hidden, choose another split"
+                if error.args[0] == -1
+                else "it does not occur in training"
+            )
+            raise RecipeError(
+                f"data.{key}: label {error.args[0]!r} is none of the {len(ids)} classes: {hint}"
+            ) from None
+        return Examples.of(_Columns(dataset, list(columns.values())), labels)
+
+    return Data(
+        train=examples("train_split", train),
+        eval=examples("eval_split", split("eval_split", section.eval_split)) if section.eval_split else None,
+        test=examples("test_split", split("test_split", section.test_split)) if section.test_split else None,
+        label_names=list(names) if names else [str(value) for value in ids],
+    )

@@ -1,0 +1,171 @@
+"""Recipes from the Hub: ``hf-sharpness train user/repo`` takes the ``recipe.yaml`` of the repo.
+
+Whoever wrote it need not be trusted: it says which model and data on the Hub to train, and how.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from ..hub import ARGUMENTS, MAX_BYTES, fetch, read, short
+from .errors import RecipeError
+
+RECIPE_NAME = "recipe.yaml"
+MAX_DEPTH = 16
+
+TRAINING_KEYS = {
+    *ARGUMENTS,
+    *"""
+    activation_checkpointing adam_beta1 adam_beta2 adam_epsilon auto_find_batch_size average_tokens_across_devices
+    batch_eval_metrics bf16 bf16_full_eval data_seed dataloader_drop_last eval_accumulation_steps eval_delay
+    eval_do_concat_batches eval_on_start eval_steps eval_strategy fp16 fp16_full_eval full_determinism
+    gradient_accumulation_steps gradient_checkpointing greater_is_better include_num_input_tokens_seen
+    label_smoothing_factor learning_rate load_best_model_at_end logging_first_step logging_nan_inf_filter logging_steps
+    logging_strategy lr_scheduler_kwargs lr_scheduler_type max_grad_norm max_steps metric_for_best_model
+    neftune_noise_alpha num_train_epochs optim_args optim_target_modules per_device_eval_batch_size
+    per_device_train_batch_size prediction_loss_only remove_unused_columns save_only_model save_steps save_strategy
+    save_total_limit seed tf32 torch_empty_cache_steps train_sampling_strategy use_cache warmup_ratio warmup_steps
+    weight_decay
+    """.split(),  # noqa: SIM905
+}
+"""What the training section of a shared recipe may set: how a model is trained. Not where files go, what is uploaded
+and reported to whom, how the machine is used, nor what makes code run (a compiler backend, hub kernels)."""
+
+
+def private_training_keys(arguments_class: type) -> list[str]:
+    """The arguments that a shared recipe may not set: all but ``TRAINING_KEYS``."""
+    return [f.name for f in dataclasses.fields(arguments_class) if f.init and f.name not in TRAINING_KEYS]
+
+
+def shareable_training(training: Mapping[str, Any]) -> dict[str, Any]:
+    """A training section without what a shared recipe may not set, tokens above all: what to save in its place."""
+    return {key: value for key, value in training.items() if key in TRAINING_KEYS}
+
+
+def download_recipe(name: str, revision: str | None = None, token: str | bool | None = None, **options: Any) -> Path:
+    """Fetch ``recipe.yaml`` from a repo, and make sure that it is safe to parse.
+
+    Call ``check_shared_recipe`` with what it says.
+
+    Args:
+        name: ``user/repo``, ``user/repo@revision``, or a local folder or file.
+        revision: branch, tag or commit. Default: the main branch.
+        token: for private and gated repos. Default: that of ``hf auth login`` or HF_TOKEN.
+        options: further ones of ``fetch``.
+
+    Raises:
+        RecipeError: there is no such file or no access to it, or it is too large or not plain YAML.
+    """
+    try:
+        path, origin = fetch(name, RECIPE_NAME, revision=revision, token=token, **options)
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"recipe {error}") from error
+    check_plain_yaml(read(path), origin)
+    return path
+
+
+def check_plain_yaml(content: bytes, origin: str) -> None:
+    """Refuse YAML that is large, deeply nested, or uses aliases (a few lines of which can mean gigabytes) or tags.
+
+    Raises:
+        RecipeError: names the file and what to change.
+    """
+
+    def refuse(problem: str) -> NoReturn:
+        raise RecipeError(f"{origin}: {problem}")
+
+    if len(content) > MAX_BYTES:
+        refuse(f"is larger than {MAX_BYTES // 1024} KiB, so no recipe: remove what does not belong there")
+    depth = documents = 0
+    try:
+        for event in yaml.parse(content.decode("utf-8"), Loader=yaml.SafeLoader):
+            line = event.start_mark.line + 1
+            documents += isinstance(event, yaml.DocumentStartEvent)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                refuse(f"line {line}: aliases and anchors are not allowed in a shared recipe: write the value out")
+            if getattr(event, "tag", None):
+                refuse(f"line {line}: the tag {short(event.tag)} is not allowed in a shared recipe: remove it")
+            if isinstance(event, yaml.ScalarEvent) and len(event.value) > 1000:
+                refuse(f"line {line}: a value of {len(event.value)} characters is too long: at most 1000")
+            if depth > MAX_DEPTH or documents > 1:
+                refuse(f"line {line}: a recipe is one document, nested at most {MAX_DEPTH} deep")
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        refuse(f"is not valid YAML: {' '.join(str(error).split())[:300]}")
+
+
+def check_shared_recipe(recipe: Mapping[str, Any], origin: str) -> None:
+    """Refuse a recipe from somebody else that reaches for more than model, data and hyper-parameters.
+
+    Args:
+        recipe: its entries ``training``, ``model``, ``data`` and ``metrics``, all of them optional.
+        origin: how an error names the recipe.
+
+    Raises:
+        RecipeError: names key, value and remedy.
+    """
+    training, model, data = (recipe.get(section) or {} for section in ("training", "model", "data"))
+    for key, value in training.items():
+        if key not in TRAINING_KEYS:
+            raise RecipeError(
+                f"{origin}: training: {short(key)}: {short(value)} is not allowed in a shared recipe: give it on the "
+                "command line if you want it"
+            )
+    _refuse_paths({key: value for key, value in model.items() if key != "config"}, f"{origin}: model")
+    _refuse_paths(data, f"{origin}: data")
+    _refuse_code(model.get("config"), f"{origin}: model.config")
+    if data.get("path") is not None:
+        raise RecipeError(
+            f"{origin}: data.path={short(data['path'])} is not allowed in a shared recipe: give it with --data.path"
+        )
+    if data.get("data_files") is not None and "/" not in str(data.get("source")):
+        raise RecipeError(
+            f"{origin}: data.data_files={short(data['data_files'])} would read files of yours: in a shared recipe it "
+            "goes with a data set on the Hub only; give it with --data.data_files"
+        )
+    for metric in recipe.get("metrics") or []:
+        if not (isinstance(metric, str) and re.fullmatch(r"\w+", metric)):
+            raise RecipeError(
+                f"{origin}: metrics: {short(metric)} is not allowed in a shared recipe, only built-in metrics are"
+            )
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _strings(key)
+            yield from _strings(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _strings(entry)
+
+
+_PATH = re.compile(r"^[/~.\\]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)|://|::")
+
+
+def _refuse_paths(value: Any, where: str) -> None:
+    """Refuse absolute paths, paths that lead outside a folder, and URLs."""
+    for text in _strings(value):
+        if _PATH.search(text):
+            raise RecipeError(
+                f"{where}: {short(text)} is not allowed in a shared recipe, which names what lies on the Hub, and no "
+                "path or URL: give it on the command line"
+            )
+
+
+def _refuse_code(config: Any, where: str) -> None:
+    """Refuse entries of a model's configuration by which transformers loads code (auto_map, kernels)."""
+    for text in _strings(config):
+        if text.startswith("_") or "/" in text or "\\" in text or text in ("auto_map", "quantization_config"):
+            raise RecipeError(
+                f"{where}: {short(text)} is not allowed in a shared recipe: entries are plain words and numbers, and "
+                "none that names code or another model"
+            )

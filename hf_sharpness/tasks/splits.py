@@ -1,0 +1,76 @@
+"""From a source to the three splits of a run: cut, cap, and add label noise, all decided by `data.seed`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from .errors import RecipeError
+from .hub_source import read_with_datasets
+from .recipe import Recipe
+from .sources import SOURCES, Data, Examples, read_builtin
+
+
+def load_data(recipe: Recipe) -> Data:
+    """Read the recipe's source and return train, eval and test, none of them None.
+
+    The test split is cut first, so that it stays the same when the validation fraction, the caps or the noise change;
+    the caps keep the first rows of a random order, so that a larger cap holds the smaller one's examples.
+
+    Raises:
+        RecipeError: The source cannot be read, or is too small to be split.
+    """
+    section = recipe.data
+    if section.source in SOURCES:
+        data = read_builtin(section.source, recipe.task, section.path)
+    else:
+        data = read_with_datasets(section, recipe.task)
+    # One independent stream for each decision: changing one leaves the others alone.
+    test_rng, eval_rng, cap_rng, noise_rng = np.random.default_rng(section.seed).spawn(4)
+
+    train, evaluation, test = data.train, data.eval, data.test
+    if test is None:
+        train, test = _cut(train, section.test_fraction, test_rng)
+    if evaluation is None:
+        train, evaluation = _cut(train, section.validation_fraction, eval_rng)
+    train, evaluation, test = (
+        _cap(examples, cap, cap_rng)
+        for examples, cap in (
+            (train, section.train_samples),
+            (evaluation, section.eval_samples),
+            (test, section.test_samples),
+        )
+    )
+    if not (len(train) and len(evaluation) and len(test)):
+        raise RecipeError(
+            f"data.source '{section.source}' leaves {len(train)} training, {len(evaluation)} evaluation and "
+            f"{len(test)} test examples; each needs at least one"
+        )
+    if len(data.label_names) < 2:
+        raise RecipeError(f"data.source '{section.source}' has one class only; classification needs two")
+    labels = add_label_noise(train.labels, section.label_noise, len(data.label_names), noise_rng)
+    return Data(dataclasses.replace(train, labels=labels), evaluation, test, data.label_names)
+
+
+def add_label_noise(labels: np.ndarray, fraction: float, classes: int, rng: np.random.Generator) -> np.ndarray:
+    """Return a copy of `labels` in which exactly `round(fraction * len(labels))` are wrong.
+
+    Each is replaced by a class drawn uniformly from the `classes - 1` others.
+    """
+    noisy = labels.copy()
+    chosen = rng.permutation(len(labels))[: round(fraction * len(labels))]
+    noisy[chosen] = (labels[chosen] + rng.integers(1, classes, size=len(chosen))) % classes
+    return noisy
+
+
+def _cut(examples: Examples, fraction: float, rng: np.random.Generator) -> tuple[Examples, Examples]:
+    """Split off a random `fraction`; returns (rest, piece)."""
+    order = rng.permutation(len(examples))
+    size = round(fraction * len(examples))
+    return examples.select(np.sort(order[size:])), examples.select(np.sort(order[:size]))
+
+
+def _cap(examples: Examples, cap: int | None, rng: np.random.Generator) -> Examples:
+    order = rng.permutation(len(examples))
+    return examples if cap is None else examples.select(np.sort(order[:cap]))

@@ -1,0 +1,101 @@
+"""What the documentation's examples find in their folder: tiny models under the names of real ones, and a little data."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+WORDS = ["good", "bad", "film", "a", "the", "very", "not", "and", "plot", "dull", "fine", "great"]
+SCRIPT = '''
+import torch
+from transformers import HfArgumentParser, Trainer, TrainingArguments
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 2)
+
+    def forward(self, x, labels):
+        logits = self.layer(x)
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+(args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()
+args.max_steps, args.report_to, args.save_strategy = 4, [], "no"
+torch.manual_seed(0)
+rows = [{"x": torch.randn(8), "labels": i % 2} for i in range(64)]
+trainer = Trainer(model=Net(), args=args, train_dataset=rows)
+trainer.train()
+trainer.save_model()
+'''
+
+
+def furnish(folder: Path) -> None:
+    """Put everything that an example of the documentation names into a folder."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for name in ("cat", "dog"):
+            pictures = folder / "pictures" / split / name
+            pictures.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(pictures / f"{i}.png")
+        rows = [f"{' '.join(rng.choice(WORDS, 6))},{i % 2}" for i in range(3 * count)]
+        (folder / f"{split}.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    texts = [{"text": " ".join(rng.choice(WORDS, 12))} for _ in range(32)]
+    (folder / "train.jsonl").write_text("\n".join(json.dumps(text) for text in texts) + "\n")
+    (folder / "your_script.py").write_text(SCRIPT)
+    os.symlink(Path(__file__).resolve().parents[2] / "docs", folder / "docs")
+    _vit(folder / "google/vit-base-patch16-224-in21k")
+    _bert(folder / "google-bert/bert-base-uncased")
+    _causal(folder / "Qwen/Qwen3-0.6B")
+
+
+def _vit(folder: Path) -> None:
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, **size)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
+def _bert(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertForSequenceClassification(BertConfig(vocab_size=len(vocabulary), **size)).save_pretrained(folder)
+
+
+def _causal(folder: Path) -> None:
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    config = Qwen3Config(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)

@@ -1,0 +1,67 @@
+"""Every command and every snippet of the documentation is executed, on stand-ins for its models and data."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+NEEDS = {"lora-sft": ("trl", "peft"), "vit": ("datasets", "sklearn"), "text-classification": ("datasets",)}
+BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.M | re.S)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The page's code blocks in a language."""
+    return [code for kind, code in BLOCK.findall(page.read_text()) if kind == language]
+
+
+def run(command: list[str], folder: Path) -> None:
+    """Run a command as a user would in that folder, with the installed commands on the path."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "hf-home"),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from stand_ins import furnish
+
+    folder = tmp_path_factory.mktemp("docs")
+    furnish(folder)
+    return folder
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.stem)
+def test_the_snippets_of_a_page_run_one_after_the_other(page: Path, furnished: Path) -> None:
+    for package in NEEDS.get(page.stem, ()):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    script = furnished / f"{page.stem}_page.py"
+    script.write_text("\n".join(blocks(page, "python")))
+    run([sys.executable, script.name], furnished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [line for p in PAGES for code in blocks(p, "bash") for line in code.splitlines() if line],
+)
+def test_a_command_of_the_documentation_runs(command: str, furnished: Path) -> None:
+    if not (Path(sys.executable).parent / "hf-sharpness").exists():
+        pytest.skip("the package is not installed, so its command is not on the path")
+    run(["bash", "-ec", command], furnished)

@@ -1,0 +1,113 @@
+"""What marked tests show, and the table of modes made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+METHODS = ("SAM", "WSAM coupled", "WSAM decoupled", "XSAM")
+RESULTS = ("exact", "within rounding", "skipped as stock", "clean", "refused")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One test shows a result for one mode and one method."""
+
+    mode: str
+    method: str
+    result: str
+    test: str
+
+
+def claims_of(item: pytest.Item) -> list[Claim]:
+    """What a test shows when it passes; nothing if it is expected to fail."""
+    if any(True for _ in item.iter_markers("xfail")):
+        return []
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    test = item.nodeid.split("[")[0].split("/")[-1]
+    claims = []
+    for marker in item.iter_markers("shows"):
+        if marker.kwargs["result"] not in RESULTS:
+            raise pytest.UsageError(f"{item.nodeid}: result={marker.kwargs['result']!r} is none of {RESULTS}")
+        mode = marker.kwargs["mode"].format(**parameters)
+        for method in methods_of(marker.kwargs.get("method"), parameters):
+            claims.append(Claim(mode, method, marker.kwargs["result"], test))
+    return claims
+
+
+def methods_of(method: Any, parameters: dict[str, Any]) -> Sequence[str]:
+    if method == "all":
+        return METHODS
+    if method is not None:
+        return [method] if isinstance(method, str) else method
+    spec = parameters["spec"]
+    if spec.method == "wsam":
+        return [f"WSAM {spec.settings['mode']}"]
+    return [spec.method.upper()]
+
+
+class Claims:
+    """A pytest plugin: collects the claims of all tests found, and of those that passed."""
+
+    def __init__(self, table: str | None):
+        self.table = table
+        self.all: dict[str, list[Claim]] = {}
+        self.passed: set[str] = set()
+        self.failed: set[str] = set()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        self.all = {item.nodeid: claims_of(item) for item in items}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed:
+            self.passed.add(report.nodeid)
+        elif report.failed:
+            self.failed.add(report.nodeid)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if not self.table or hasattr(session.config, "workerinput"):
+            return
+        only_collected = session.config.option.collectonly
+        shown = self.all if only_collected else self.passed - self.failed
+        claims = [claim for nodeid in self.all if nodeid in shown for claim in self.all[nodeid]]
+        Path(self.table).write_text(page(claims))
+
+
+HEAD = """# What runs in which mode
+
+Made by `python scripts/mode_table.py` from the tests in `tests/modes` that passed; do not edit.
+
+- **exact**: bit for bit the run it is compared with, or equal to a float64 reference to 1e-9.
+- **within rounding**: equal up to the rounding of the arithmetic that the mode itself uses.
+- **skipped as stock**: the step is skipped as transformers' own Trainer skips it; nothing is changed bit for bit.
+- **clean**: weights are bit for bit unperturbed wherever they can be seen, and no run hangs.
+- **refused**: a clear error before the first step, naming the remedy.
+
+What needs a GPU is in [gpu.md](gpu.md).
+
+"""
+
+
+def page(claims: Iterable[Claim]) -> str:
+    """The whole file."""
+    claims = list(claims)
+    rows = ["| mode | " + " | ".join(METHODS) + " | shown by |", "|---" * (len(METHODS) + 2) + "|"]
+    for mode in dict.fromkeys(claim.mode for claim in claims):
+        of_mode = [claim for claim in claims if claim.mode == mode]
+        cells = [cell(claim.result for claim in of_mode if claim.method == method) for method in METHODS]
+        tests = ", ".join(f"`{test}`" for test in dict.fromkeys(claim.test for claim in of_mode))
+        rows.append(f"| {mode} | {' | '.join(cells)} | {tests} |")
+    return HEAD + "\n".join(rows) + "\n"
+
+
+def cell(results: Iterable[str]) -> str:
+    """What one method does in one mode: of several results that which promises least, a dash if nothing is shown."""
+    found = set(results)
+    if not found:
+        return "–"
+    return max(found, key=RESULTS.index)

@@ -1,0 +1,40 @@
+"""The marker `shows`, which every row of docs/modes.md comes from, and the launcher of real ranks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from claims import Claims
+from launch import Ranks, launch
+
+MARKER = (
+    "shows(mode, result, method=None): what a passing test shows for docs/modes.md. `result` is one of claims.RESULTS; "
+    "`method` one name, a list of them, 'all', or by default that of the test's `spec`."
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--modes-table", help="write the table of modes, from the marked tests that passed, to this file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", MARKER)
+    config.pluginmanager.register(Claims(config.getoption("--modes-table", None)), "mode-claims")
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ranks]:
+    """`ranks("cases_ddp")` launches that module's cases on two ranks, once in a test session."""
+    own = tmp_path_factory.getbasetemp()
+    shared: Path = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    done: dict[str, Ranks] = {}
+
+    def get(module: str) -> Ranks:
+        if module not in done:
+            done[module] = launch(module, shared / "ranks")
+        return done[module]
+
+    return get

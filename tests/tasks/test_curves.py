@@ -1,0 +1,61 @@
+"""The picture of a run: what it shows follows from what was logged."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from hf_sharpness.tasks.curves import plot_curves, series
+from hf_sharpness.tasks.errors import RecipeError
+
+STOCK = [
+    {"loss": 2.0, "learning_rate": 1e-3, "epoch": 0.5, "step": 10},
+    {"loss": 1.0, "learning_rate": 1e-3, "epoch": 1.0, "step": 20},
+    {"eval_loss": 1.1, "eval_accuracy": 0.5, "eval_macro_f1": 0.4, "epoch": 1.0, "step": 20},
+    {"train_runtime": 3.0, "step": 20},
+]
+SHARP = [{**row, "perturbed_loss": row["loss"] + 0.2, "sharpness": 0.2} if "loss" in row else row for row in STOCK]
+XSAM = [{**row, "xsam_alpha": 0.7} if "loss" in row else row for row in SHARP]
+
+
+def test_series():
+    assert series(STOCK, "loss") == ([10, 20], [2.0, 1.0])
+    assert series(STOCK, "eval_accuracy") == ([20], [0.5])
+    assert series(STOCK, "sharpness") == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("history", "panels"),
+    [
+        (STOCK, ["cross-entropy loss", "evaluation score"]),
+        (SHARP, ["cross-entropy loss", "sharpness", "evaluation score"]),
+        (XSAM, ["cross-entropy loss", "sharpness", "XSAM", "evaluation score"]),
+        ([], [""]),
+    ],
+)
+def test_one_panel_for_each_kind_of_series(tmp_path, monkeypatch, history, panels):
+    figure_module = pytest.importorskip("matplotlib.figure")
+    figures = []
+    original = figure_module.Figure.savefig
+
+    def savefig(self, *args, **kwargs):
+        figures.append(self)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(figure_module.Figure, "savefig", savefig)
+    path = plot_curves(history, tmp_path / "curves.png", "digits-vit: WSAM (rho 0.05)")
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    (figure,) = figures
+    axes = figure.axes
+    assert len(axes) == len(panels)
+    for axis, label in zip(axes, panels, strict=True):
+        assert axis.get_ylabel().startswith(label)
+    assert axes[-1].get_xlabel() == "optimizer step"
+    assert "WSAM" in figure.get_suptitle()
+
+
+def test_a_missing_matplotlib_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    with pytest.raises(RecipeError, match="pip install matplotlib"):
+        plot_curves(STOCK, tmp_path / "curves.png", "x")

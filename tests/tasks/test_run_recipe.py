@@ -1,0 +1,256 @@
+"""Whole runs, kept tiny: what they leave behind, and that it can be used again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizer,
+)
+
+from hf_sharpness.tasks.errors import RecipeError
+from hf_sharpness.tasks.models import build_config, load_image_processor
+from hf_sharpness.tasks.recipe import DataSection, ModelSection, Recipe, load_recipe
+from hf_sharpness.tasks.run import run_recipe
+from hf_sharpness.tasks.splits import load_data
+
+TINY_VIT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "patch_size": 4,
+}
+FILES = {
+    "all_results.json",
+    "config.json",
+    "curves.png",
+    "eval_results.json",
+    "model.safetensors",
+    "recipe.yaml",
+    "test_results.json",
+    "train_results.json",
+    "trainer_state.json",
+}
+
+
+def training(output: Path, **changes):
+    return {
+        "output_dir": str(output),
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "per_device_train_batch_size": 16,
+        "max_steps": 4,
+        "logging_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_strategy": "no",
+        "learning_rate": 3e-3,
+        **changes,
+    }
+
+
+def digits(output: Path, **changes) -> Recipe:
+    pytest.importorskip("sklearn")
+    data = DataSection(source="digits", train_samples=80, eval_samples=20, test_samples=40)
+    return Recipe("image-classification", ModelSection(config=dict(TINY_VIT)), data, training(output, **changes))
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "sam", "wsam", "xsam"])
+def test_image_run_leaves_a_usable_folder(tmp_path, capsys, optim):
+    pytest.importorskip("matplotlib")
+    recipe = digits(tmp_path, optim=optim)
+    metrics = run_recipe(recipe)
+    assert {path.name for path in tmp_path.iterdir()} >= FILES | {"preprocessor_config.json"}
+
+    # What was reported is what the saved model says about the test images, prepared by transformers' own processor.
+    pil = pytest.importorskip("PIL.Image")
+    model = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    test = load_data(recipe).test
+    images = [pil.fromarray(image) for image, _ in test]
+    with torch.no_grad():
+        logits = model(**processor(images, return_tensors="pt")).logits
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert results["test_accuracy"] == pytest.approx(np.mean(logits.argmax(-1).numpy() == test.labels))
+    assert results["test_loss"] == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, torch.tensor(test.labels)).item(), rel=1e-4
+    )
+    assert metrics["test_accuracy"] == results["test_accuracy"]
+    assert {"eval_accuracy", "eval_macro_f1", "train_loss", "test_macro_f1"} <= results.keys()
+    assert model.config.id2label == {digit: str(digit) for digit in range(10)}
+    assert f"{results['test_accuracy']:.4f}" in capsys.readouterr().out
+
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert any("sharpness" in entry for entry in history) == (optim != "adamw_torch")
+
+
+def test_the_resolved_recipe_repeats_the_run(tmp_path):
+    metrics = run_recipe(digits(tmp_path / "a", optim="wsam", seed=3))
+    again = load_recipe(tmp_path / "a" / "recipe.yaml")
+    again.training["output_dir"] = str(tmp_path / "b")
+    assert run_recipe(again)["test_loss"] == metrics["test_loss"]
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_resuming_equals_not_having_stopped(tmp_path, by_name):
+    checkpoints = {"optim": "wsam", "save_strategy": "steps", "save_steps": 2}
+    whole = run_recipe(digits(tmp_path / "whole", **checkpoints))
+    resume = str(tmp_path / "whole" / "checkpoint-2") if by_name else "true"
+    if not by_name:  # `true` takes the last checkpoint
+        (tmp_path / "whole" / "checkpoint-4").rename(tmp_path / "later")
+    resumed = run_recipe(digits(tmp_path / "whole", **checkpoints, resume_from_checkpoint=resume))
+    assert resumed["test_loss"] == whole["test_loss"]
+    state = json.loads((tmp_path / "whole" / "trainer_state.json").read_text())
+    assert state["global_step"] == 4
+
+
+def test_the_best_model_is_loaded_back(tmp_path):
+    """At a learning rate that destroys the model: the last evaluation must be of the best weights, not the last."""
+    best = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+    run_recipe(digits(tmp_path, learning_rate=3.0, lr_scheduler_type="constant", max_steps=8, **best))
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    losses = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
+    assert max(losses) > 1.5 * min(losses)
+    assert json.loads((tmp_path / "eval_results.json").read_text())["eval_loss"] == min(losses)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"resume_from_checkpoint": "true"}, ["resume_from_checkpoint", "no checkpoint"]),
+        ({"resume_from_checkpoint": "nowhere"}, ["resume_from_checkpoint", "'nowhere'"]),
+        ({"wsam_gamma": 1.0}, ["wsam_gamma", "1.0"]),
+        ({"eval_strategy": "sometimes"}, ["training", "sometimes"]),
+        ({"lerning_rate": 1.0}, ["'lerning_rate'", "'learning_rate'"]),
+    ],
+)
+def test_training_mistakes_are_one_clear_error(tmp_path, changes, words):
+    with pytest.raises(RecipeError) as caught:
+        run_recipe(digits(tmp_path, **{"optim": "wsam", **changes}))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_missing_matplotlib_costs_the_picture_only(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    run_recipe(digits(tmp_path, max_steps=1))
+    assert not (tmp_path / "curves.png").exists()
+    assert (tmp_path / "test_results.json").exists()
+    assert "pip install matplotlib" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def bert_folder(tmp_path_factory):
+    """A pretrained model with a head of three classes, as a local folder."""
+    folder = tmp_path_factory.mktemp("bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "play", "very"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=3,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    rng = np.random.default_rng(0)
+    lines = ["sentence,second,label"]
+    for _ in range(60):
+        label = rng.integers(2)
+        lines.append(f"{'very ' * rng.integers(3)}{['bad', 'good'][label]} film,play,{['neg', 'pos'][label]}")
+    (tmp_path / "reviews.csv").write_text("\n".join(lines) + "\n")
+    return DataSection(source="csv", data_files=str(tmp_path / "reviews.csv"), text_column="sentence")
+
+
+@pytest.mark.parametrize("pair", [None, "second"])
+def test_text_run_leaves_a_usable_folder(tmp_path, bert_folder, reviews, pair):
+    pytest.importorskip("datasets")
+    reviews.text_pair_column = pair
+    model = ModelSection(name_or_path=str(bert_folder), ignore_mismatched_sizes=True, config={"num_hidden_layers": 1})
+    output = tmp_path / "out"
+    recipe = Recipe("sequence-classification", model, reviews, training(output, optim="wsam"))
+    metrics = run_recipe(recipe)
+
+    saved = AutoModelForSequenceClassification.from_pretrained(output).eval()
+    assert saved.config.num_hidden_layers == 1
+    assert saved.config.label2id == {"neg": 0, "pos": 1}
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    test = load_data(recipe).test
+    texts = [text for text, _ in test]
+    columns = [list(column) for column in zip(*texts, strict=True)] if pair else [texts]
+    with torch.no_grad():
+        logits = saved(**tokenizer(*columns, padding=True, return_tensors="pt")).logits
+    assert metrics["test_accuracy"] == pytest.approx(np.mean(logits.argmax(-1).numpy() == test.labels))
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(test.labels)).item()
+    assert metrics["test_loss"] == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"name_or_path": "FOLDER"}, ["ignore_mismatched_sizes true", "2"]),
+        ({"name_or_path": "nowhere/at-all"}, ["model.name_or_path", "'nowhere/at-all'"]),
+        ({}, ["model.tokenizer"]),
+        ({"tokenizer": "FOLDER"}, ["--model.name_or_path"]),
+        ({"tokenizer": "FOLDER", "model_type": "brt"}, ["'brt'", "'bert'"]),
+        ({"name_or_path": "FOLDER", "config": {"hidden_sise": 4}}, ["'hidden_sise'", "'hidden_size'"]),
+        ({"name_or_path": "FOLDER", "config": {"hidden_size": "x"}}, ["model.config", "hidden_size"]),
+    ],
+)
+def test_model_mistakes_are_one_clear_error(tmp_path, bert_folder, reviews, model, words):
+    pytest.importorskip("datasets")
+    model = {key: str(bert_folder) if value == "FOLDER" else value for key, value in model.items()}
+    recipe = Recipe("sequence-classification", ModelSection(**model), reviews, training(tmp_path / "out"))
+    with pytest.raises(RecipeError) as caught:
+        run_recipe(recipe)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_random_weights_from_a_stored_configuration(tmp_path, bert_folder, reviews):
+    pytest.importorskip("datasets")
+    model = ModelSection(name_or_path=str(bert_folder), pretrained=False)
+    recipe = Recipe("sequence-classification", model, reviews, training(tmp_path / "out", max_steps=1))
+    run_recipe(recipe)
+    stored = BertForSequenceClassification.from_pretrained(bert_folder)
+    fresh = BertForSequenceClassification.from_pretrained(tmp_path / "out")
+    name = "bert.embeddings.word_embeddings.weight"
+    assert not torch.allclose(stored.state_dict()[name], fresh.state_dict()[name], atol=0.02)
+
+
+def test_a_pretrained_image_model_brings_its_processor(tmp_path):
+    pytest.importorskip("PIL")
+    run_recipe(digits(tmp_path / "first", max_steps=1))
+    recipe = digits(tmp_path / "second", max_steps=1, optim="sam")
+    recipe.model = ModelSection(name_or_path=str(tmp_path / "first"))
+    run_recipe(recipe)
+    assert load_image_processor(recipe.model).size == {"height": 8, "width": 8}
+    assert (tmp_path / "second" / "preprocessor_config.json").is_file()
+
+
+def test_a_vit_from_scratch_takes_its_image_size_from_the_data():
+    data = load_data(digits(Path("unused")))
+    config = build_config(ModelSection(), data, "vit", image_size=8, num_channels=1)
+    assert (config.image_size, config.num_channels, config.num_labels) == (8, 1, 10)
+    config = build_config(ModelSection(config={"image_size": 16}), data, "vit", image_size=8, num_channels=1)
+    assert config.image_size == 16

@@ -1,0 +1,150 @@
+"""The command line: every flag of TrainingArguments, dotted overrides, and errors without tracebacks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import hf_sharpness
+from hf_sharpness import cli
+from hf_sharpness.tasks import recipe as recipes
+from hf_sharpness.tasks import run
+from hf_sharpness.tasks.errors import RecipeError
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """The recipe that `train` would run."""
+    seen = []
+    monkeypatch.setattr(run, "run_recipe", seen.append)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], {}),
+        (["--learning_rate", "1e-4"], {"learning_rate": 1e-4}),
+        (["--learning-rate=1e-4"], {"learning_rate": 1e-4}),
+        (["--optim", "xsam", "--sam_rho", "0.1"], {"optim": "xsam", "sam_rho": 0.1}),
+        (["--bf16"], {"bf16": True}),
+        (["--bf16", "false"], {"bf16": False}),
+        (["--bf16", "--max_steps", "3"], {"bf16": True, "max_steps": 3}),
+        (["--sam_adaptive"], {"sam_adaptive": True}),
+        (["--sam_adaptive", "0"], {"sam_adaptive": False}),
+        (["--no_dataloader_pin_memory"], {"dataloader_pin_memory": False}),
+        (["--wsam_gamma", "0.9", "--wsam_mode", "decoupled"], {"wsam_gamma": 0.9, "wsam_mode": "decoupled"}),
+        (["--xsam_refresh", "50"], {"xsam_refresh": "50"}),
+        (["--xsam_alpha", "1.0"], {"xsam_alpha": 1.0}),
+        (["--lr_scheduler_kwargs", '{"num_cycles": 2}'], {"lr_scheduler_kwargs": '{"num_cycles": 2}'}),
+        (["--label_names", "a", "b"], {"label_names": ["a", "b"]}),
+        (["--resume_from_checkpoint", "true"], {"resume_from_checkpoint": "true"}),
+        (["--learning_rate", "5e-5"], {"learning_rate": 5e-5}),  # given, though it is the default
+    ],
+)
+def test_training_flags(flags, expected):
+    assert cli.parse_training_flags(flags) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--learning_rte", "1"], ["'--learning_rte'", "'--learning_rate'", "--help"]),
+        (["--learning_rate", "fast"], ["--learning_rate", "'fast'"]),
+        (["--learn", "1"], ["'--learn'"]),  # no abbreviations
+        (["--optim", "wsm"], ["--optim", "'wsm'", "wsam"]),
+        (["--bf16", "perhaps"], ["--bf16", "perhaps"]),
+        (["--max_steps"], ["--max_steps", "expected one argument"]),
+        (["stray"], ["'stray'"]),
+    ],
+)
+def test_wrong_training_flags(flags, words):
+    with pytest.raises(RecipeError) as caught:
+        cli.parse_training_flags(flags)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_dotted_flags():
+    dotted, rest = cli.split_dotted(
+        ["--data.train_samples", "5", "--bf16", "--model.config.x=a=b", "--data.seed", "-1", "--max_steps", "3"]
+    )
+    assert dotted == [("data.train_samples", "5"), ("model.config.x", "a=b"), ("data.seed", "-1")]
+    assert rest == ["--bf16", "--max_steps", "3"]
+    with pytest.raises(RecipeError, match=r"--data\.seed: a value is missing"):
+        cli.split_dotted(["--data.seed", "--bf16"])
+
+
+def test_flags_win_over_the_recipe(captured):
+    status = cli.main(
+        ["train", "digits-vit", "--sam_rho", "0.2", "--data.train_samples", "9", "--model.config.hidden_size", "32"]
+    )
+    (recipe,) = captured
+    stored = recipes.load_recipe(recipes.bundled_recipes()["digits-vit"])
+    assert status == 0
+    assert recipe.training == {**stored.training, "sam_rho": 0.2}
+    assert recipe.data.train_samples == 9
+    assert recipe.model.config == {**stored.model.config, "hidden_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train"], ["RECIPE is missing", "hf-sharpness recipes"]),
+        (["train", "--bf16", "digits-vit"], ["recipe comes first", "'--bf16'"]),
+        (["train", "digit-vit"], ["'digit-vit'", "'digits-vit'"]),
+        (["train", "digits-vit", "--data.train_sample", "3"], ["'train_sample'", "'train_samples'"]),
+        (["train", "digits-vit", "--data.label_noise", "2"], ["data.label_noise", "2"]),
+        (["train", "digits-vit", "--sam_roh", "3"], ["'--sam_roh'", "'--sam_rho'"]),
+        (["train", "digits-vit", "--sam_rho", "-1"], ["sam_rho", "-1"]),
+        (["train", "digits-vit", "--data.source", "trec"], ["'trec'", "digits"]),
+    ],
+)
+def test_a_user_error_is_one_line_and_status_2(arguments, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("hf-sharpness: error: ")
+    for word in words:
+        assert word in error
+
+
+@pytest.mark.parametrize("arguments", [["fine-tune"], [], ["recipes", "extra"]])
+def test_an_unknown_command_is_status_2(arguments):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+
+
+def test_help_lists_the_training_arguments(capsys):
+    assert cli.main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    for word in ("--sam_rho", "--wsam_gamma", "--xsam_alpha", "--learning_rate", "--data.KEY", "RECIPE"):
+        assert word in text
+
+
+@pytest.mark.parametrize("command", ["recipes", "list"])
+def test_recipes_are_listed(command, capsys):
+    assert cli.main([command]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(recipes.bundled_recipes())
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert hf_sharpness.__version__ in capsys.readouterr().out
+
+
+def test_listing_loads_neither_torch_nor_transformers():
+    code = (
+        "import sys; from hf_sharpness.cli import main; main(['recipes']); "
+        "print({'torch', 'transformers'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "set()"

@@ -1,0 +1,138 @@
+"""An exception at any point of any pass leaves the weights bit for bit, and the next step is an ordinary one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from models import Net, Saboteur, classification, steps_of
+from reference import BASES, Base, Spec, by_name, flat
+
+PROBES = 4
+METHODS = [
+    *by_name("sam", "asam-k2", "wsam-coupled", "wsam-decoupled", "wsam-coupled-k3"),
+    Spec("xsam", "xsam", {"rho": 0.3, "alpha_points": PROBES}),
+    Spec("xsam-k3", "xsam", {"rho": 0.6, "steps": 3, "alpha_points": PROBES}),
+]
+ERRORS = [RuntimeError("boom"), KeyboardInterrupt("boom"), torch.OutOfMemoryError("boom")]
+
+
+def raise_at(number: int, error: BaseException) -> Callable[..., Any]:
+    """Raises when called for the n-th time, once; passes a gradient through otherwise."""
+
+    def hook(n: int, *gradient: torch.Tensor) -> Any:
+        if n == number:
+            raise error
+        return gradient[0] if gradient else None
+
+    return hook
+
+
+class Fault:
+    """A model trained for one step, then one that fails at call `number` of `place`."""
+
+    def __init__(self, spec: Spec, base: Base, accumulation: int, place: str, plain: Any):
+        self.steps = steps_of(classification(48), 8, accumulation)
+        self.plain, self.place = plain, place
+        self.model = Net(Saboteur).double()
+        self.optimizer = base.torch(self.model.parameters())
+        self.method = spec.ours(self.model, self.optimizer)
+        self.run(self.steps[0])
+
+    @property
+    def calls(self) -> int:
+        """How many times the place has been reached."""
+        return getattr(self.model.middle, f"{self.place}s")
+
+    def run(self, step: Any) -> torch.Tensor:
+        return self.plain(self.model, [step], self.optimizer, self.method)[0]
+
+    def fail(self, number: int, error: BaseException) -> None:
+        setattr(self.model.middle, f"on_{self.place}", raise_at(self.calls + number, error))
+        with pytest.raises(type(error), match="boom"):
+            self.run(self.steps[1])
+
+
+def points(spec: Spec, place: str, accumulation: int) -> int:
+    """How many times a step with a search comes past `place`."""
+    passes = spec.settings.get("steps", 1) + 1
+    return accumulation * (passes + PROBES * (spec.method == "xsam" and place == "forward"))
+
+
+CASES = [
+    pytest.param(spec, place, accumulation, id=f"{spec}-{place}-{accumulation}")
+    for spec in METHODS
+    for place in ("forward", "backward")
+    for accumulation in (1, 3)
+]
+
+
+@pytest.mark.parametrize(("spec", "place", "accumulation"), CASES)
+def test_weights_survive_an_exception_anywhere(spec: Spec, place: str, accumulation: int, plain: Any) -> None:
+    """Weights and optimizer state as after the last step; once the gradients are cleared, the same step goes
+    through and equals the one of a run without any fault."""
+    base = BASES[1]
+    smooth = Fault(spec, base, accumulation, place, plain)
+    expected = smooth.run(smooth.steps[1])
+    total = points(spec, place, accumulation)
+    for number in range(1, total + 1):
+        fault = Fault(spec, base, accumulation, place, plain)
+        before, ptrs = flat(fault.model), [p.data_ptr() for p in fault.model.parameters()]
+        fault.fail(number, ERRORS[number % len(ERRORS)])
+        assert torch.equal(flat(fault.model), before), number
+        assert [p.data_ptr() for p in fault.model.parameters()] == ptrs
+        fault.optimizer.zero_grad()
+        assert torch.equal(fault.run(fault.steps[1]), expected), number
+
+
+def test_the_points_are_all_of_them(plain: Any) -> None:
+    """The enumeration above reaches the last call of the step, and no step has more."""
+    for spec in METHODS:
+        for place in ("forward", "backward"):
+            fault = Fault(spec, BASES[0], 3, place, plain)
+            calls = fault.calls
+            fault.run(fault.steps[1])
+            assert fault.calls - calls == points(spec, place, 3)
+
+
+@pytest.mark.parametrize("spec", METHODS, ids=str)
+def test_the_base_can_go_on_alone(spec: Spec, plain: Any) -> None:
+    """After a failed step nothing of it is left in the optimizer: an ordinary step is bit for bit the base's."""
+    fault = Fault(spec, BASES[1], 1, "forward", plain)
+    twin = Net(Saboteur).double()
+    optimizer = BASES[1].torch(twin.parameters())
+    fault.fail(2, ERRORS[0])
+    fault.optimizer.zero_grad()
+    twin.load_state_dict(fault.model.state_dict())
+    optimizer.load_state_dict(deepcopy(fault.optimizer.state_dict()))
+    ours = plain(fault.model, fault.steps[1:2], fault.optimizer)
+    assert torch.equal(ours[0], plain(twin, fault.steps[1:2], optimizer)[0])
+
+
+@pytest.mark.parametrize("spec", by_name("wsam-decoupled"), ids=str)
+def test_a_step_never_taken_leaves_nothing_behind(spec: Spec, plain: Any) -> None:
+    """A backward whose optimizer step the user left out adds nothing to a later one."""
+    fault = Fault(spec, BASES[1], 1, "forward", plain)
+    smooth = Fault(spec, BASES[1], 1, "forward", plain)
+
+    def closure() -> torch.Tensor:
+        loss = fault.model(**fault.steps[2][0])["loss"]
+        loss.backward()
+        return loss
+
+    fault.method.backward(closure)
+    fault.optimizer.zero_grad()
+    assert torch.equal(fault.run(fault.steps[1]), smooth.run(smooth.steps[1]))
+
+
+@pytest.mark.parametrize("spec", METHODS, ids=str)
+def test_the_random_stream_after_a_failure_moves_on(spec: Spec, plain: Any) -> None:
+    """A failed step must not make the next one draw stale numbers: the stream is usable and grad mode is on."""
+    fault = Fault(spec, BASES[0], 1, "forward", plain)
+    fault.fail(2, ERRORS[1])
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+    assert fault.model.training
