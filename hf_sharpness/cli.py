@@ -1,4 +1,4 @@
-"""The `hf-sharpness` command: train from a recipe, list the bundled recipes."""
+"""The `hf-sharpness` command: train from a recipe, list the bundled recipes, run a script of the user's."""
 
 from __future__ import annotations
 
@@ -31,9 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train", help="fine-tune as a recipe says: train RECIPE [--flag value ...]", add_help=False
     )
     train.add_argument("arguments", nargs=argparse.REMAINDER)
+    run = commands.add_parser(
+        "run", help="run a script written for transformers' Trainer: run SCRIPT [its arguments ...]", add_help=False
+    )
+    run.add_argument("arguments", nargs=argparse.REMAINDER)
     commands.add_parser("recipes", help="list the bundled recipes", aliases=["list"])
 
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["run"]:
+        from hf_sharpness.run import main as run_script
+
+        return run_script(arguments[1:])
     try:
         if arguments[:1] == ["train"]:  # its flags are TrainingArguments' own, too slow to load for --version
             return _train(arguments[1:])

@@ -72,6 +72,7 @@ def complete(
     optimizer: torch.optim.Optimizer | None,
     log_history: Sequence[dict[str, Any]],
     names: Sequence[str],
+    repo: str | None = None,
 ) -> None:
     """Add tags and a section to the model card that a Trainer wrote. Done again, it replaces them.
 
@@ -81,6 +82,7 @@ def complete(
         optimizer: the base optimizer, as far as there is one already.
         log_history: what the Trainer logged.
         names: the logged series to report, from their last entry, beside those of the method.
+        repo: the model's name on the Hub, as far as it has one. Default None: as the arguments say.
     """
     if not card.is_file():
         return
@@ -89,7 +91,8 @@ def complete(
     text = text.replace(f"Use {args.optim} and the args are:\n", _optimizer(args))
     adaptive = args.base_optim != "sgd" if optimizer is None else scales_per_coordinate(base_optimizer(optimizer))
     method = args.method().resolved(adaptive)
-    section = _section(args, method, log_history, (*names, *method.metrics))
+    repo = repo or getattr(args, "hub_model_id", None) or "FOLDER"
+    section = _section(args, method, log_history, (*names, *method.metrics), repo)
     head, heading, tail = text.partition("### Framework versions")
     text = f"{head}{section}\n\n{heading}{tail}" if heading else f"{text.rstrip()}\n\n{section}\n"
     card.write_text(text, encoding="utf-8")
@@ -107,7 +110,7 @@ def _optimizer(args: Any) -> str:
     return f"Use {args.optim} around {args.base_optim}{adam if 'adam' in args.base_optim else ''} and optimizer_args="
 
 
-def _section(args: Any, method: Method, log_history: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+def _section(args: Any, method: Method, log_history: Sequence[dict[str, Any]], names: Sequence[str], repo: str) -> str:
     cited = papers(method)
     links = ", ".join(f"[arXiv {paper}](https://arxiv.org/abs/{paper})" for paper in cited)
     settings = {name: getattr(method, name) for name in (field.name for field in dataclasses.fields(method))}
@@ -126,7 +129,6 @@ def _section(args: Any, method: Method, log_history: Sequence[dict[str, Any]], n
             "",
             *(f"- {name}: {logged[name]:.6g}" for name in ("loss", *names) if name in logged),
         ]
-    repo = getattr(args, "hub_model_id", None) or "this_repo"
     return "\n".join(
         [
             _BEGIN,

@@ -1,8 +1,7 @@
 """transformers' Trainer with sharpness-aware steps.
 
-Where they enter: ``get_batch_samples`` yields all micro-batches of an optimizer step, ``training_step`` makes each
-one's first pass, and after the last one has the engine run the further passes, each again through the ``training_step``
-of the class below. Loss scaling, label smoothing, autocast and subclasses thus keep their say in every pass.
+Where they enter: ``training_step`` makes each micro-batch's first pass, and after the last one of an optimizer step has
+the engine run the further passes, each again through the ``training_step`` of the class below. Loss scaling, label smoothing, autocast and subclasses thus keep their say in every pass.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class SharpnessTrainerMixin:
     # Here instead of in an __init__, whose signature libraries look at.
     _engine: Engine | None = None
     _averages: Averages
-    _micro_batches_left = 0
+    _gradient_is_ready = False
     _replaying = False
 
     @property
@@ -117,16 +116,6 @@ class SharpnessTrainerMixin:
         finally:
             gradient_state._set_sync_gradients(synchronised)
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
-        """transformers' own: called at the beginning of every optimizer step, for all its micro-batches."""
-        batch_samples, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
-        if self.uses_sharpness:
-            if self._engine is None:  # callbacks restored from a checkpoint do not know their trainer
-                self._start_sharpness()
-            self._engine.begin()
-            self._micro_batches_left = len(batch_samples)
-        return batch_samples, num_items_in_batch
-
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward of a micro-batch; after the step's last one also the further passes of the method.
 
@@ -134,9 +123,12 @@ class SharpnessTrainerMixin:
             The clean loss L(w) of the micro-batch.
         """
         plain_step = super().training_step
+        if self._engine is None and self.uses_sharpness and self.is_in_train:
+            self._start_sharpness()  # callbacks restored from a checkpoint do not know their trainer
         if self._engine is None:
             return plain_step(model, inputs, *args, **kwargs)
         passes = 0
+        accumulation_steps = self.current_gradient_accumulation_steps
 
         def micro_batch() -> Tensor:
             nonlocal passes
@@ -145,14 +137,16 @@ class SharpnessTrainerMixin:
                 forward_only = not torch.is_grad_enabled()
                 self.current_flos += float(self.floating_point_ops(inputs)) / (3 if forward_only else 1)
             with self._uncounted() if passes > 1 else contextlib.nullcontext():
+                # At the end of a stream a micro-batch may wait for those of the next epoch, which count otherwise.
+                self.current_gradient_accumulation_steps = accumulation_steps
                 # A shallow copy: compute_loss may take the labels out of the mapping it is given.
                 return plain_step(model, copy.copy(inputs), *args, **kwargs)
 
-        self._micro_batches_left -= 1
-        last = self._micro_batches_left == 0
+        last = self.accelerator.sync_gradients
         loss = self._engine.record(micro_batch, last)
         if last:
             self._engine.finish()
+            self._gradient_is_ready = True
         return loss
 
     @contextlib.contextmanager
@@ -171,12 +165,13 @@ class SharpnessTrainerMixin:
 
     def _on_optimizer_step(self) -> dict[str, Any]:
         """Called after ``optimizer.step()``, also when a GradScaler skipped it. Returns the method's state to save."""
-        if self._micro_batches_left:
+        if not self._gradient_is_ready:
             raise RuntimeError(
                 f"optim={self.args.optim!r} had no effect: {type(self).__name__}.training_step does not call "
                 "super().training_step(), where sharpness-aware steps are made; override compute_loss instead, or "
                 "put SharpnessTrainerMixin before the class"
             )
+        self._gradient_is_ready = False
         self._averages.add(self._engine.metrics)
         self._engine.drop_pending()
         return self._engine.method.state_dict()
@@ -209,7 +204,8 @@ class SharpnessTrainerMixin:
         super().create_model_card(*args, **kwargs)
         if self.uses_sharpness and self.is_world_process_zero():
             card = Path(self.args.output_dir, "README.md")
-            modelcard.complete(card, self.args, self.optimizer, self.state.log_history, LOGGED)
+            repo = getattr(self, "hub_model_id", None)
+            modelcard.complete(card, self.args, self.optimizer, self.state.log_history, LOGGED, repo)
 
 
 class Trainer(SharpnessTrainerMixin, transformers.Trainer):

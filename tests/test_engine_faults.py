@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from models import Net, Saboteur, classification, steps_of
+from models import Net, Saboteur, accumulate, buffers_of, classification, steps_of
 from reference import BASES, Base, Spec, by_name, flat
+from torch import nn
 
 PROBES = 4
 METHODS = [
@@ -117,22 +118,45 @@ def test_a_step_never_taken_leaves_nothing_behind(spec: Spec, plain: Any) -> Non
     """A backward whose optimizer step the user left out adds nothing to a later one."""
     fault = Fault(spec, BASES[1], 1, "forward", plain)
     smooth = Fault(spec, BASES[1], 1, "forward", plain)
-
-    def closure() -> torch.Tensor:
-        loss = fault.model(**fault.steps[2][0])["loss"]
-        loss.backward()
-        return loss
-
-    fault.method.backward(closure)
+    fault.method.backward(lambda: accumulate(fault.model, fault.steps[2][0], 1))
     fault.optimizer.zero_grad()
     assert torch.equal(fault.run(fault.steps[1]), smooth.run(smooth.steps[1]))
 
 
+def test_a_step_never_taken_before_one_that_fails(plain: Any) -> None:
+    """Nor does it add to the base optimizer's own step after that."""
+    (spec,) = by_name("wsam-decoupled")
+    fault = Fault(spec, BASES[1], 1, "forward", plain)
+    twin = Net(Saboteur).double()
+    optimizer = BASES[1].torch(twin.parameters())
+    twin.load_state_dict(fault.model.state_dict())
+    optimizer.load_state_dict(deepcopy(fault.optimizer.state_dict()))
+    fault.method.backward(lambda: accumulate(fault.model, fault.steps[2][0], 1))
+    fault.optimizer.zero_grad()
+    fault.fail(2, ERRORS[0])
+    fault.optimizer.zero_grad()
+    ours = plain(fault.model, fault.steps[1:2], fault.optimizer)
+    assert torch.equal(ours[0], plain(twin, fault.steps[1:2], optimizer)[0])
+
+
+@pytest.mark.parametrize("number", [2, 3])
 @pytest.mark.parametrize("spec", METHODS, ids=str)
-def test_the_random_stream_after_a_failure_moves_on(spec: Spec, plain: Any) -> None:
-    """A failed step must not make the next one draw stale numbers: the stream is usable and grad mode is on."""
+def test_random_stream_and_buffers_after_a_failed_replay(spec: Spec, number: int, plain: Any) -> None:
+    """They stand where the first pass left them; grad and train mode are on."""
     fault = Fault(spec, BASES[0], 1, "forward", plain)
-    fault.fail(2, ERRORS[1])
+    # Fails after dropout has drawn its mask and BatchNorm has counted the batch.
+    fault.model.middle = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(8), fault.model.middle).double()
+    twin = deepcopy(fault.model)
+    torch.manual_seed(4)
+    accumulate(twin, fault.steps[1][0], 1)
+    stream = torch.get_rng_state()
+    saboteur = fault.model.middle[2]
+    saboteur.on_forward = raise_at(saboteur.forwards + min(number, points(spec, "forward", 1)), ERRORS[1])
+    torch.manual_seed(4)
+    with pytest.raises(KeyboardInterrupt):
+        fault.run(fault.steps[1])
+    assert torch.equal(torch.get_rng_state(), stream)
+    buffers = buffers_of(twin)
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in buffers_of(fault.model).items())
     assert torch.is_grad_enabled()
-    assert not torch.is_inference_mode_enabled()
     assert fault.model.training

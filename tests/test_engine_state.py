@@ -47,6 +47,30 @@ def test_the_random_stream_stands_where_one_pass_leaves_it(spec: Spec, accumulat
     assert torch.equal(*streams)
 
 
+class Unsteady(nn.Module):
+    """Draws one more random number each time it is called."""
+
+    calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        torch.rand(self.calls)
+        return x
+
+
+@every_method
+def test_the_random_stream_of_a_replay_that_draws_more(spec: Spec, plain: Any) -> None:
+    streams = []
+    for with_method in (True, False):
+        torch.manual_seed(5)
+        model = Net(Unsteady)
+        optimizer = BASES[0].torch(model.parameters())
+        steps = steps_of(classification(8, torch.float32), 8)
+        plain(model, steps, optimizer, spec.ours(model, optimizer) if with_method else None)
+        streams.append(torch.get_rng_state())
+    assert torch.equal(*streams)
+
+
 @every_accumulation
 @pytest.mark.parametrize("layer", BUFFERED)
 @every_method

@@ -101,6 +101,8 @@ RHO_0 = {
 NORM_AND_BASE = [("batch_norm_1d", base) for base in BASES] + [
     ("batch_norm_2d", "default"),
     ("rebound_batch_norm", "default"),
+    ("spectral_norm", "default"),
+    ("spectral_parametrization", "default"),
 ]
 
 

@@ -22,9 +22,9 @@ from .splits import load_data
 def run_recipe(recipe: Recipe) -> dict[str, float]:
     """Train, evaluate and test as `recipe` says; return the test metrics, keyed `test_...`.
 
-    Writes into `training.output_dir` (default `outputs/<name of the recipe file>`): the model and its tokenizer or image
-    processor, `recipe.yaml`, `trainer_state.json`, `train_results.json`, `eval_results.json`, `test_results.json`,
-    `all_results.json` and `curves.png`.
+    Writes into `training.output_dir` (default `outputs/<name of the recipe file>`): the model and its tokenizer or
+    image processor, `recipe.yaml`, `trainer_state.json`, `train_results.json`, `eval_results.json`,
+    `test_results.json`, `all_results.json` and `curves.png`.
 
     Raises:
         RecipeError: Anything the user can put right.

@@ -1,4 +1,4 @@
-"""What the documentation's examples find in their folder: tiny models under the names of real ones, and a little data."""
+"""What the documentation's examples find in their folder: tiny models under real names, and a little data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from transformers import (
 )
 
 WORDS = ["good", "bad", "film", "a", "the", "very", "not", "and", "plot", "dull", "fine", "great"]
-SCRIPT = '''
+SCRIPT = """
 import torch
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
@@ -42,7 +42,7 @@ rows = [{"x": torch.randn(8), "labels": i % 2} for i in range(64)]
 trainer = Trainer(model=Net(), args=args, train_dataset=rows)
 trainer.train()
 trainer.save_model()
-'''
+"""
 
 
 def furnish(folder: Path) -> None:

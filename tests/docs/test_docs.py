@@ -12,8 +12,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
-NEEDS = {"lora-sft": ("trl", "peft"), "vit": ("datasets", "sklearn"), "text-classification": ("datasets",)}
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NEEDS = {
+    "README": ("trl",),
+    "lora-sft": ("trl", "peft"),
+    "vit": ("datasets", "sklearn"),
+    "text-classification": ("datasets",),
+}
+MADE_BY_CI = ("make ", "pip ")
+"""Commands that set the environment up: CI runs them, this test lives in what they made."""
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.M | re.S)
 
 
@@ -52,14 +59,21 @@ def test_the_snippets_of_a_page_run_one_after_the_other(page: Path, furnished: P
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     script = furnished / f"{page.stem}_page.py"
-    script.write_text("\n".join(blocks(page, "python")))
+    prelude = (Path(__file__).parent / "readme_prelude.py").read_text() if page.stem == "README" else ""
+    script.write_text("\n".join([prelude, *blocks(page, "python")]))
     run([sys.executable, script.name], furnished)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
-    [line for p in PAGES for code in blocks(p, "bash") for line in code.splitlines() if line],
+    [
+        line
+        for p in PAGES
+        for code in blocks(p, "bash")
+        for line in code.splitlines()
+        if line and not line.startswith(MADE_BY_CI)
+    ],
 )
 def test_a_command_of_the_documentation_runs(command: str, furnished: Path) -> None:
     if not (Path(sys.executable).parent / "hf-sharpness").exists():

@@ -198,7 +198,7 @@ def test_save_and_push(hub: Hub, online: Client, tmp_path: Path) -> None:
 
 
 def test_the_config_travels_with_the_model(hub: Hub, online: Client, tmp_path: Path) -> None:
-    online(trained_and_pushed, tmp_path / "trained", "user/trained")
+    online(trained_and_pushed, tmp_path / "trained", None)  # the folder names the repo
     files = hub.repos["user/trained"].files("main")[1]
     assert {"config.json", "model.safetensors", "README.md", "sharpness_config.json"} <= set(files)
     assert loaded_values(online(loaded, "user/trained")) == ("wsam", 0.2, 0.8)

@@ -56,5 +56,5 @@ if __name__ == "__main__":
     output_dir, optim = sys.argv[1:]
     os.makedirs(output_dir, exist_ok=True)
     torch.multiprocessing.spawn(train, (output_dir, optim, 0), nprocs=1)
-    torch.multiprocessing.set_start_method("spawn")
+    torch.multiprocessing.set_start_method("spawn", force=True)
     train(0, output_dir, optim, 1)
