@@ -6,12 +6,14 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hf_sharpness import __version__
 from hf_sharpness.tasks.errors import RecipeError, nearest
 
-_EPILOG = """RECIPE is a YAML file or the name of a bundled recipe (see `hf-sharpness recipes`)."""
+_EPILOG = """RECIPE is a YAML file, the name of a bundled recipe (see `hf-sharpness recipes`), or a repo on
+the Hub with a recipe.yaml in it (`user/repo`, `user/repo@revision`)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    from hf_sharpness.tasks.recipe import check_values, find_recipe, load_recipe, override
+    from hf_sharpness.hub import ARGUMENTS
+    from hf_sharpness.tasks.recipe import check_values, override
 
     if not arguments or arguments[0] in ("-h", "--help"):
         if arguments:
@@ -64,12 +67,16 @@ def _train(arguments: list[str]) -> int:
         raise RecipeError(
             f"train: the recipe comes first, before '{arguments[0]}': hf-sharpness train RECIPE [--flag value]"
         )
-    recipe = load_recipe(find_recipe(arguments[0]))
+    recipe = _load(arguments[0])
     dotted, flags = split_dotted(arguments[1:])
     for name, value in dotted:
         override(recipe, name, value)
     check_values(recipe)
-    recipe.training.update(parse_training_flags(flags))
+    given = parse_training_flags(flags)
+    if "sharpness_config" in given:  # it stands in for what the recipe says of the method
+        for name in ARGUMENTS:
+            recipe.training.pop(name, None)
+    recipe.training.update(given)
 
     from hf_sharpness.tasks.run import run_recipe
 
@@ -77,6 +84,17 @@ def _train(arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true")
     run_recipe(recipe)
     return 0
+
+
+def _load(name: str) -> Any:
+    """The recipe of that name: a file, a bundled one, or one in a repo on the Hub."""
+    from hf_sharpness.tasks.recipe import find_recipe, load_recipe
+    from hf_sharpness.tasks.shared import load_shared_recipe
+
+    looks_like_a_repo = name.count("/") == 1 and not name.endswith((".yaml", ".yml")) and name[0] not in "./~"
+    if looks_like_a_repo and not Path(name).exists():
+        return load_shared_recipe(name)
+    return load_recipe(find_recipe(name))
 
 
 def split_dotted(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:

@@ -1,7 +1,8 @@
 """transformers' Trainer with sharpness-aware steps.
 
 Where they enter: ``training_step`` makes each micro-batch's first pass, and after the last one of an optimizer step has
-the engine run the further passes, each again through the ``training_step`` of the class below. Loss scaling, label smoothing, autocast and subclasses thus keep their say in every pass.
+the engine run the further passes, each again through the ``training_step`` of the class below. Loss scaling, label
+smoothing, autocast and subclasses thus keep their say in every pass.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def build_config(section: ModelSection, data: Data, default_type: str | None, **
     if section.name_or_path is not None:
         name = model_folder(section.name_or_path)
         try:
-            stored = AutoConfig.from_pretrained(name, revision=section.revision)
+            stored = AutoConfig.from_pretrained(name, revision=section.revision, trust_remote_code=False)
         except Exception as error:  # not found, no network, not a model folder, ...
             raise _not_loadable("name_or_path", section.name_or_path, error) from error
         _refuse_unknown_entries(section.config, stored)
@@ -100,6 +100,7 @@ def build_model(auto_class: Any, section: ModelSection, config: Any) -> Any:
             config=config,
             dtype=section.dtype,
             revision=section.revision,
+            trust_remote_code=False,
             ignore_mismatched_sizes=section.ignore_mismatched_sizes,
         )
     except RecipeError:
@@ -128,7 +129,7 @@ def load_tokenizer(section: ModelSection) -> Any:
             "model.tokenizer: a text model without name_or_path needs one; set --model.tokenizer FOLDER_OR_HUB_ID"
         )
     try:
-        return AutoTokenizer.from_pretrained(model_folder(name), revision=section.revision)
+        return AutoTokenizer.from_pretrained(model_folder(name), revision=section.revision, trust_remote_code=False)
     except RecipeError:
         raise
     except Exception as error:
@@ -152,7 +153,7 @@ def load_image_processor(section: ModelSection) -> Any | None:
     except OSError:
         return None
     try:
-        return AutoImageProcessor.from_pretrained(name, revision=section.revision)
+        return AutoImageProcessor.from_pretrained(name, revision=section.revision, trust_remote_code=False)
     except Exception as error:
         raise RecipeError(
             f"model.name_or_path: the image processor of '{section.name_or_path}' cannot be loaded: "

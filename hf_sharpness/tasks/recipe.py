@@ -122,6 +122,12 @@ class Recipe:
     description: str = ""
     origin: str = "recipe"
 
+    @property
+    def name(self) -> str:
+        """The recipe's own name: that of its file without the ending, or of its repo on the Hub."""
+        last = Path(self.origin).name
+        return last.removesuffix(".yaml").removesuffix(".yml").partition("@")[0]
+
     def save(self, path: str | Path) -> None:
         """Write the recipe as YAML that `load_recipe` reads back to an equal recipe (`origin` aside)."""
         content = dataclasses.asdict(self)
@@ -184,7 +190,7 @@ def load_recipe(path: str | Path) -> Recipe:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {first_line(error)}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number too long, a date that does not exist
         raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: a recipe is a mapping with the keys task, model, data, training")
@@ -228,7 +234,7 @@ def override(recipe: Recipe, name: str, text: str) -> None:
         raise RecipeError(f"{flag}: unknown key '{key}' in section {section_name}{nearest(key, hints)}")
     try:
         value = parse_yaml(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         value = text
     if inner:
         mapping = getattr(section, key)
@@ -280,6 +286,7 @@ def check_training(training: dict[str, Any], arguments_class: type, origin: str)
         RecipeError: Unknown key, or a value of the wrong type.
     """
     hints = get_type_hints(arguments_class)
+    hints["xsam_refresh"] = int | str  # argparse, which the class is made for, knows one type only
     names = [item.name for item in dataclasses.fields(arguments_class) if item.init]
     _refuse_unknown(training, names, "training", origin)
     for key, value in training.items():

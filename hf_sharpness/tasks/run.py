@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..hub import ARGUMENTS
 from .curves import plot_curves
 from .errors import RecipeError, first_line
 from .image_classification import build_image_task
 from .metrics import build_compute_metrics
 from .recipe import Recipe, check_training, check_values
 from .sequence_classification import build_text_task
+from .shared import shareable_training
 from .splits import load_data
 
 
@@ -35,7 +37,7 @@ def run_recipe(recipe: Recipe) -> dict[str, float]:
 
     check_values(recipe)
     check_training(recipe.training, TrainingArguments, recipe.origin)
-    recipe.training.setdefault("output_dir", str(Path("outputs") / Path(recipe.origin).stem))
+    recipe.training.setdefault("output_dir", str(Path("outputs") / recipe.name))
     try:
         arguments = TrainingArguments(**recipe.training)
     except (ValueError, TypeError, ImportError) as error:
@@ -72,7 +74,10 @@ def run_recipe(recipe: Recipe) -> dict[str, float]:
     trainer.save_model()
     trainer.save_state()
     if main_process:
-        recipe.save(output / "recipe.yaml")
+        # The file goes to the Hub with the model: no token in it, and nothing a shared recipe may not set.
+        given = {name: value for name, value in arguments.to_dict().items() if name in ARGUMENTS}
+        shared = dataclasses.replace(recipe, training=shareable_training({**recipe.training, **given}))
+        shared.save(output / "recipe.yaml")
         for name, content in task.save_with_model.items():
             (output / name).write_text(content, encoding="utf-8")
 
@@ -134,7 +139,7 @@ def find_checkpoint(arguments: Any) -> str | None:
 
 def title(recipe: Recipe, arguments: Any) -> str:
     """Name the run by its recipe, its method, rho, and the hyper-parameters that are not the method's defaults."""
-    name = Path(recipe.origin).stem
+    name = recipe.name
     method = arguments.method()
     if method is None:
         return f"{name}: {getattr(arguments.optim, 'value', arguments.optim)}"

@@ -15,6 +15,7 @@ import yaml
 
 from ..hub import ARGUMENTS, MAX_BYTES, fetch, read, short
 from .errors import RecipeError
+from .recipe import Recipe, load_recipe
 
 RECIPE_NAME = "recipe.yaml"
 MAX_DEPTH = 16
@@ -46,6 +47,18 @@ def private_training_keys(arguments_class: type) -> list[str]:
 def shareable_training(training: Mapping[str, Any]) -> dict[str, Any]:
     """A training section without what a shared recipe may not set, tokens above all: what to save in its place."""
     return {key: value for key, value in training.items() if key in TRAINING_KEYS}
+
+
+def load_shared_recipe(name: str) -> Recipe:
+    """The recipe of a repo on the Hub, ``user/repo`` or ``user/repo@revision``, checked as somebody else's.
+
+    Raises:
+        RecipeError: there is no such recipe or no access to it, or it reaches for more than a recipe may.
+    """
+    recipe = load_recipe(download_recipe(name))
+    recipe.origin = name
+    check_shared_recipe(dataclasses.asdict(recipe), name)
+    return recipe
 
 
 def download_recipe(name: str, revision: str | None = None, token: str | bool | None = None, **options: Any) -> Path:

@@ -41,6 +41,7 @@ def train(index, output_dir, optim, workers):
         optim=optim,
         use_cpu=True,
         max_steps=2,
+        logging_steps=1,
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
@@ -49,7 +50,6 @@ def train(index, output_dir, optim, workers):
     trainer = Trainer(Model(), args, train_dataset=Squares(), data_collator=collate)
     trainer.train()
     torch.save(trainer.model.layer.weight, os.path.join(output_dir, f"weight-{workers}.pt"))
-    torch.save(args, os.path.join(output_dir, "args.pt"))
 
 
 if __name__ == "__main__":

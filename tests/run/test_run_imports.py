@@ -1,0 +1,79 @@
+"""Whichever way a script or a library comes by the classes, they are this package's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import SCRIPTS, Finished, Launch
+
+Process = Callable[..., Finished]
+RUN = ("-m", "hf_sharpness.run")
+FIRST = [
+    "",
+    "transformers.training_args_seq2seq",
+    "hf_sharpness.trainer",
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in (
+            "transformers.modeling_utils",
+            "transformers.trainer_callback",
+            "transformers.trainer_seq2seq",
+            "transformers.training_args",
+            "hf_sharpness.arguments",
+            "peft",
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("first", FIRST)
+def test_import_order(first: str, process: Process, tmp_path: Path) -> None:
+    done = process(*RUN, SCRIPTS / "imports.py", first, "hf_sharpness.", tmp_path / "home")
+    assert done.status == 0, done.log
+    assert "checked hf_sharpness." in done.log
+
+
+@pytest.mark.slow
+def test_checks_hold_for_transformers(process: Process, tmp_path: Path) -> None:
+    """The script's assumptions are true of the plain classes."""
+    done = process(SCRIPTS / "imports.py", "", "transformers.", tmp_path / "home")
+    assert done.status == 0, done.log
+
+
+@pytest.mark.slow
+def test_install_late(process: Process, tmp_path: Path) -> None:
+    """`install()` where transformers has been imported already, twice."""
+    install = (
+        "import sys, runpy, transformers; from transformers import Seq2SeqTrainer;"
+        "from hf_sharpness.patching import install; install(); install(); sys.argv[:] = sys.argv[1:];"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    home = str(tmp_path / "home")
+    done = process("-c", install, SCRIPTS / "imports.py", "", "hf_sharpness.", home, HF_HOME=home)
+    assert done.status == 0, done.log
+
+
+def test_saved_arguments(process: Process, launch: Launch, assets: Path, tmp_path: Path) -> None:
+    """`training_args.bin` loads in a process that knows nothing of the run."""
+    arguments = {"model_name_or_path": assets / "models" / "bert", "train_file": assets / "data" / "train-tags.json"}
+    assert launch("token_classification.py", **arguments, optim="wsam", sam_rho=0.3).status == 0
+    load = "import sys, torch; a = torch.load(sys.argv[1], weights_only=False); print('loaded', a.optim, a.sam_rho)"
+    done = process("-c", load, tmp_path / "out" / "training_args.bin")
+    assert "loaded wsam 0.3" in done.log, done.log
+
+
+@pytest.mark.slow
+def test_spawned_processes(process: Process, tmp_path: Path) -> None:
+    """What multiprocessing spawns can unpickle the script's classes, and trains with sharpness-aware steps too."""
+    import torch
+
+    for name, command in ("plain", ()), ("stock", RUN), ("wsam", RUN):
+        optim = "adamw_torch" if name == "plain" or name == "stock" else "wsam"
+        done = process(*command, SCRIPTS / "workers.py", name, optim)
+        assert done.status == 0, done.log
+        assert done.log.count("'sharpness'") == (4 if name == "wsam" else 0)
+    for workers in 0, 1:
+        plain, stock = (torch.load(tmp_path / name / f"weight-{workers}.pt") for name in ("plain", "stock"))
+        assert plain.equal(stock)
