@@ -32,14 +32,17 @@ class SharpnessCallback(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"method_state": self.method_state}}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not state.global_step:  # a new run, or another attempt of auto_find_batch_size: nothing is carried over
+            self.method_state = {}
+            state.stateful_callbacks.pop(type(self).__name__, None)
         # A checkpoint of a stock Trainer has no entry for this callback, and saving the next one needs it.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         if self._trainer is not None:
             self._trainer()._start_sharpness()
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._trainer is not None and at_epoch_boundary(state):
-            self._trainer()._on_new_epoch()
+        if self._trainer is not None:
+            self._trainer()._on_epoch_begin()
 
     def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._trainer is not None:

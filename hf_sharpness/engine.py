@@ -25,6 +25,7 @@ from .support import (
     check_supported,
     data_parallel_module,
     gradients_unreduced,
+    rank_groups,
     scales_per_coordinate,
     sharded_modules,
 )
@@ -68,6 +69,7 @@ class Engine:
         self.no_sync = no_sync or (lambda: gradients_unreduced(model))
         self.data_parallel = data_parallel_module(model)
         self.sharded_modules = sharded_modules(model)
+        self.rank_groups = rank_groups(model, self.parameters())
         self.gradients_are_views = getattr(self.data_parallel, "gradient_as_bucket_view", False)
         self.metrics: dict[str, Tensor | float] = {}
         self.after_step: AfterStep | None = None
@@ -191,12 +193,15 @@ class Engine:
         if passes is None or not passes.saved:
             yield
             return
-        moved = vectors.clone(passes.live)
-        vectors.copy_(passes.live, passes.saved)
+        # `.data` hides the change from autograd, whose graph of an interrupted pass needs the weights only as they
+        # were when it goes on, and they are.
+        live = [tensor.data for tensor in passes.live]
+        moved = vectors.clone(live)
+        vectors.copy_(live, passes.saved)
         try:
             yield
         finally:
-            vectors.copy_(passes.live, moved)
+            vectors.copy_(live, moved)
 
     @contextlib.contextmanager
     def _aborting_on_error(self) -> Iterator[None]:

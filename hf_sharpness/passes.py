@@ -26,10 +26,17 @@ class NonFiniteAscent(Exception):
 
 
 class SkipBackward(TorchFunctionMode):
-    """Turns ``loss.backward()`` into nothing, so that a forward-and-backward closure serves as a forward probe."""
+    """Turns ``loss.backward()`` into nothing, so that a forward-and-backward closure serves as a forward probe.
+
+    Attributes:
+        over: whether the probe has ended. An interrupt that comes while the mode is being left leaves it on torch's
+            stack, where it must do nothing from then on.
+    """
+
+    over = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.backward:
+        if func is torch.Tensor.backward and not self.over:
             return None
         return func(*args, **(kwargs or {}))
 
@@ -58,6 +65,7 @@ class Passes:
         self.saved: Vector = []
         self.term: tuple[Vector, float] | None = None
         self.replays_made = 0
+        self.skip_backward: SkipBackward | None = None
         self.displaced = False
         optimized = {id(p) for p in engine.parameters()}
         self.bystanders = [(p, p.grad) for p in engine.model.parameters() if id(p) not in optimized and p.requires_grad]
@@ -83,6 +91,7 @@ class Passes:
 
     def restore(self) -> None:
         """Weights, buffers and random state as the first pass left them. Harmless to repeat."""
+        self._end_probe()
         if self.saved:
             vectors.copy_(self.live, self.saved)
             self._weights_changed()
@@ -179,8 +188,18 @@ class Passes:
         for factor, vector in terms:
             vectors.add_(self.live, vector, factor)
         self._weights_changed()
-        with torch.no_grad(), SkipBackward():
-            return self._pass(reduce=True)
+        self.skip_backward = SkipBackward()
+        torch.set_grad_enabled(False)  # restore() turns it on again, wherever an interrupt comes
+        with self.skip_backward:
+            loss = self._pass(reduce=True)
+        self._end_probe()
+        return loss
+
+    def _end_probe(self) -> None:
+        if self.skip_backward is not None:
+            self.skip_backward.over = True
+            self.skip_backward = None
+            torch.set_grad_enabled(True)
 
     def _pass(self, reduce: bool) -> Tensor:
         """One more pass over all micro-batches, with the buffers and the random numbers of the first."""
@@ -194,7 +213,7 @@ class Passes:
         return torch.stack(losses).sum()
 
     def mean_over_ranks(self, values: Tensor) -> Tensor:
-        return mean_over_ranks(values, self.engine.model)
+        return mean_over_ranks(values, self.engine.rank_groups)
 
     # Gradients.
 
@@ -202,6 +221,9 @@ class Passes:
         for parameter in self.params:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+            elif vectors.is_sharded(parameter) and parameter.grad.placements != parameter.placements:
+                # Tensor parallel: an embedding's gradient comes as partial sums.
+                parameter.grad = parameter.grad.redistribute(placements=parameter.placements)
         return vectors.local([p.grad for p in self.params])
 
     def take_gradient(self) -> Vector:

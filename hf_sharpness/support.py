@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,16 +64,22 @@ def gradients_unreduced(model: nn.Module) -> Iterator[None]:
             module.set_requires_gradient_sync(True, recurse=False)
 
 
-def mean_over_ranks(values: Tensor, model: nn.Module) -> Tensor:
-    """The mean of a tensor over the ranks that share one effective batch (DDP's group, or the mesh that shards)."""
+def rank_groups(model: nn.Module, parameters: Iterable[nn.Parameter]) -> list[Any]:
+    """The process groups whose ranks share one effective batch: DDP's, or those of the mesh that shards the weights.
+
+    Args:
+        model: the model, in DDP or not.
+        parameters: the optimizer's; while FSDP2 has gathered a module, the model's own are not the sharded ones.
+    """
     wrapper = data_parallel_module(model)
-    sharded = next((p for p in model.parameters() if is_sharded(p)), None)
     if wrapper is not None:
-        groups = [wrapper.process_group]
-    elif sharded is not None:
-        groups = sharded.device_mesh.get_all_groups()
-    else:
-        return values
+        return [wrapper.process_group]
+    sharded = next((p for p in parameters if is_sharded(p)), None)
+    return [] if sharded is None else sharded.device_mesh.get_all_groups()
+
+
+def mean_over_ranks(values: Tensor, groups: list[Any]) -> Tensor:
+    """The mean of a tensor over the ranks of process groups that span a grid."""
     values = values.clone()
     for group in groups:
         torch.distributed.all_reduce(values, group=group)
@@ -90,6 +97,12 @@ def check_supported(method: Method, model: nn.Module, optimizer: torch.optim.Opt
         raise ValueError(
             "FSDP1 (FullyShardedDataParallel) is not supported: its flattened parameters hide the weights from the "
             "perturbation. Use FSDP2 (fsdp_version: 2 in the accelerate config)"
+        )
+    wrapper = data_parallel_module(model)
+    if scope != "global" and wrapper is not None and wrapper.static_graph:
+        raise ValueError(
+            f"scope={scope!r} needs a first backward pass that is not reduced over ranks, which DDP with "
+            "static_graph=True does not allow: use scope='global', or static_graph=False (--ddp_static_graph false)"
         )
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if scope != "global" and any(is_sharded(p) for _, p in trainable):

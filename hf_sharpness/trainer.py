@@ -42,6 +42,7 @@ class SharpnessTrainerMixin:
     _engine: Engine | None = None
     _averages: Averages
     _gradient_is_ready = False
+    _first_epoch_has_begun = False
     _replaying = False
 
     @property
@@ -102,8 +103,18 @@ class SharpnessTrainerMixin:
             no_sync=self._gradients_unreduced,
         )
         self._averages = Averages((*LOGGED, *self._engine.method.metrics))
+        # A resume may begin in the middle of an epoch, which is then no new one.
         if at_epoch_boundary(self.state):
-            self._on_new_epoch()
+            self._engine.method.start_epoch()
+        self._first_epoch_has_begun = False
+
+    def _start_sharpness_late(self) -> None:
+        """The same in the first step: callbacks that were restored from a checkpoint do not know their trainer."""
+        self._start_sharpness()
+        self._first_epoch_has_begun = True
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, SharpnessCallback):
+                callback.attach(self)
 
     @contextlib.contextmanager
     def _gradients_unreduced(self) -> Iterator[None]:
@@ -125,7 +136,7 @@ class SharpnessTrainerMixin:
         """
         plain_step = super().training_step
         if self._engine is None and self.uses_sharpness and self.is_in_train:
-            self._start_sharpness()  # callbacks restored from a checkpoint do not know their trainer
+            self._start_sharpness_late()
         if self._engine is None:
             return plain_step(model, inputs, *args, **kwargs)
         passes = 0
@@ -160,9 +171,10 @@ class SharpnessTrainerMixin:
             finally:
                 self._replaying = False
 
-    def _on_new_epoch(self) -> None:
-        if self._engine is not None:
+    def _on_epoch_begin(self) -> None:
+        if self._first_epoch_has_begun:
             self._engine.method.start_epoch()
+        self._first_epoch_has_begun = True
 
     def _on_optimizer_step(self) -> dict[str, Any]:
         """Called after ``optimizer.step()``, also when a GradScaler skipped it. Returns the method's state to save."""

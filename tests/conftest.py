@@ -86,8 +86,18 @@ def libraries() -> Any:
     return hf_sharpness, transformers
 
 
+@pytest.fixture(scope="session")
+def sgd_takes_momentum(libraries: Any, tmp_path_factory: Any) -> bool:
+    """transformers 5.0 ignores `optim_args` with `optim="sgd"`; later versions do not."""
+    transformers = libraries[1]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path_factory.mktemp("momentum")), use_cpu=True, optim="sgd", optim_args="momentum=0.9"
+    )
+    return "momentum" in transformers.Trainer.get_optimizer_cls_and_kwargs(arguments)[1]
+
+
 @pytest.fixture
-def train(tmp_path: Path, libraries: Any) -> Callable[..., Run]:
+def train(tmp_path: Path, libraries: Any, sgd_takes_momentum: bool) -> Callable[..., Run]:
     """`train(model, items, **training_arguments)` trains a copy of the model, the items in order unless `shuffle`."""
     hf_sharpness, transformers = libraries
 
@@ -117,6 +127,11 @@ def train(tmp_path: Path, libraries: Any) -> Callable[..., Run]:
             "lr_scheduler_type": "constant",
         } | arguments
         trainer_class = trainer_class or library.Trainer
+        trainer_options = dict(trainer_options or {})
+        if "optim_args" in arguments and not sgd_takes_momentum:
+            momentum = float(arguments["optim_args"].removeprefix("momentum="))
+            lr = arguments["learning_rate"]
+            trainer_options["optimizer_cls_and_kwargs"] = (torch.optim.SGD, {"lr": lr, "momentum": momentum})
 
         class Ordered(trainer_class):
             def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
@@ -135,7 +150,7 @@ def train(tmp_path: Path, libraries: Any) -> Callable[..., Run]:
             train_dataset=items,
             data_collator=collate,
             callbacks=[Recorder(), *callbacks],
-            **(trainer_options or {}),
+            **trainer_options,
         )
         result = Run(trainer, model)
         try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import weakref
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -137,6 +140,31 @@ def test_a_step_never_taken_before_one_that_fails(plain: Any) -> None:
     fault.optimizer.zero_grad()
     ours = plain(fault.model, fault.steps[1:2], fault.optimizer)
     assert torch.equal(ours[0], plain(twin, fault.steps[1:2], optimizer)[0])
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("spec", METHODS, ids=str)
+def test_a_failed_step_holds_on_to_nothing(spec: Spec, number: int, plain: Any) -> None:
+    """Neither the closure nor, through it, the batch: out of memory, one wants them gone."""
+    fault = Fault(spec, BASES[0], 1, "forward", plain)
+    model, method = fault.model, fault.method
+    failing = fault.calls + number
+
+    def out_of_memory(n: int) -> None:
+        if n == failing:
+            raise RuntimeError("boom")
+
+    model.middle.on_forward = out_of_memory
+
+    def fail() -> weakref.ref:
+        batch = {key: value.clone() for key, value in fault.steps[1][0].items()}
+        with contextlib.suppress(RuntimeError):
+            method.backward(lambda: accumulate(model, batch, 1))
+        return weakref.ref(batch["x"])
+
+    reference = fail()
+    gc.collect()
+    assert reference() is None
 
 
 @pytest.mark.parametrize("number", [2, 3])

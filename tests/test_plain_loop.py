@@ -151,6 +151,16 @@ def test_parameters_outside_the_optimizer_stay(spec: Spec, plain: Any) -> None:
     assert torch.equal(flat(model.first), before)
 
 
+@pytest.mark.parametrize("spec", by_name("sam", "wsam-coupled", "wsam-decoupled", "xsam"), ids=str)
+def test_gradients_outside_the_optimizer_are_those_of_one_pass(spec: Spec) -> None:
+    """Whoever clips or steps them himself finds what `loss.backward()` leaves."""
+    model, twin = Net().double(), Net().double()
+    optimizer = BASES[0].torch(model.last.parameters())
+    spec.ours(model, optimizer).backward(lambda: accumulate(model, STEPS[0][0], 1))
+    accumulate(twin, STEPS[0][0], 1)
+    assert torch.equal(model.first.weight.grad, twin.first.weight.grad)
+
+
 @pytest.mark.parametrize("output", ["dict", "tuple"])
 def test_defaults_are_the_papers(output: str, plain: Any) -> None:
     model = Net(output=output).double()

@@ -136,6 +136,25 @@ def test_training_can_go_on_after_an_exception(spec: Spec, train: Any) -> None:
     assert torch.equal(run.weights[-1], train(Net(), items, **arguments).weights[-1])
 
 
+class Interrupt(TrainerCallback):
+    """Between the last backward and the optimizer's step."""
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+
+@every_method
+def test_the_optimizer_is_an_ordinary_one_afterwards(spec: Spec, train: Any) -> None:
+    """An interrupt before the step: nothing of ours is waiting in the optimizer for a step of the user's."""
+    items = classification(8, torch.float32)
+    arguments = spec.arguments() | BASES[0].arguments()
+    run = train(Net(), items, **arguments, max_steps=1, callbacks=[Interrupt()], catch=KeyboardInterrupt)
+    for parameter in run.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    run.trainer.optimizer.step()
+    assert torch.equal(flat(run.model), flat(Net()))
+
+
 @every_method
 def test_out_of_memory_finds_a_batch_size(spec: Spec, train: Any) -> None:
     """An out-of-memory error in the replay: the Trainer halves the batch and starts again from clean weights."""

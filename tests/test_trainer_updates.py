@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from models import Net, TinyLM, classification, collate, sentences, steps_of
+from models import MaskRecorder, Net, TinyLM, classification, collate, sentences, steps_of
 from reference import BASES, SPECS, Base, Record, Spec, by_name, flat, linear_schedule, reference_run, token_losses
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import TrainerCallback
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 SCHEDULE = {"lr_scheduler_type": "linear", "warmup_steps": 3}
@@ -319,6 +320,36 @@ def test_a_training_step_of_the_users(spec: Spec, train: Any) -> None:
     assert_same(run.weights, reference(model, steps, spec, base, epoch=4, losses=doubled))
 
 
+@every_method
+def test_a_training_step_that_consumes_its_inputs(spec: Spec, train: Any) -> None:
+    """Every pass gets the whole micro-batch, also where the user's code takes things out of it."""
+    import transformers
+
+    from hf_sharpness import SharpnessTrainerMixin
+
+    class Popping(transformers.Trainer):
+        def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+            assert inputs.pop("note").shape == inputs["labels"].shape
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    class Mixed(SharpnessTrainerMixin, Popping):
+        pass
+
+    base, model, items = BASES[1], Net().double(), classification(64)
+    noted = [item | {"note": torch.tensor(0)} for item in items]
+    arguments = spec.arguments() | base.arguments() | SCHEDULE
+    run = train(
+        model,
+        noted,
+        trainer_class=Mixed,
+        **arguments,
+        max_grad_norm=0.5,
+        num_train_epochs=2,
+        remove_unused_columns=False,
+    )
+    assert_same(run.weights, reference(model, steps_of(items, 8, epochs=2), spec, base, epoch=8))
+
+
 @pytest.mark.parametrize("spec", by_name("asam", "wsam-coupled", "wsam-decoupled", "xsam"), ids=str)
 def test_an_optimizer_of_the_users(spec: Spec, train: Any) -> None:
     """Groups with learning rates and weight decays of their own, from an overridden create_optimizer."""
@@ -356,6 +387,30 @@ def test_an_optimizer_of_the_users(spec: Spec, train: Any) -> None:
         epoch_starts=(0, 8, 16),
     )
     assert_same(run.weights, records)
+
+
+class Gambler(TrainerCallback):
+    """Draws random numbers between the micro-batches of a step."""
+
+    def on_substep_end(self, *args: Any, **kwargs: Any) -> None:
+        torch.rand(3)
+
+
+ALONE = [Spec(f"{s}-alone", s.method, s.settings | {"scope": "micro_batch"}) for s in ONE_OF_EACH[:3]]
+
+
+@pytest.mark.parametrize("spec", ONE_OF_EACH + ALONE, ids=str)
+def test_every_pass_of_a_micro_batch_sees_the_same_mask(spec: Spec, train: Any) -> None:
+    items = classification(48, torch.float32)
+    arguments = spec.arguments() | {"gradient_accumulation_steps": 3, "max_steps": 1}
+    run = train(Net(MaskRecorder), items, callbacks=[Gambler()], **arguments)
+    masks = run.model.middle.masks
+    distinct = [mask for i, mask in enumerate(masks) if not any(torch.equal(mask, earlier) for earlier in masks[:i])]
+    assert len(distinct) == 3
+    passes = len(masks) // 3
+    assert passes >= 2
+    for mask in distinct:
+        assert sum(torch.equal(mask, other) for other in masks) == passes
 
 
 @every_method

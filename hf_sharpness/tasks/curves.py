@@ -62,7 +62,9 @@ def plot_curves(log_history: list[dict[str, Any]], path: str | Path, title: str)
     axes = figure.subplots(max(len(drawn), 1), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (label, lines) in zip(axes, drawn, strict=False):
         for steps, values, name, color, style in lines:
-            axis.plot(steps, values, style, color=color, label=name, linewidth=1.6, markersize=3.5)
+            # alpha* stays the same from one search to the next
+            shape = "steps-pre" if name == "α*" else "default"
+            axis.plot(steps, values, style, color=color, label=name, linewidth=1.6, markersize=3.5, drawstyle=shape)
         axis.set_ylabel(label)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)

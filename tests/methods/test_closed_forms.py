@@ -170,6 +170,18 @@ def test_search_costs_one_forward_per_grid_point() -> None:
     assert len(Step("xsam", bowl, (1.0, 0.3), rho=0.2, alpha=1.2).probed) == 2
 
 
+def test_search_needs_no_graph() -> None:
+    """Two passes with gradient, every probe without."""
+    modes: list[bool] = []
+
+    def watched(w: Tensor) -> Tensor:
+        modes.append(torch.is_grad_enabled())
+        return bowl(w)
+
+    Step("xsam", watched, (1.0, 0.3), rho=0.2)
+    assert modes == [True] * 2 + [False] * 21
+
+
 def test_search_reaches_rho_max() -> None:
     """Probes lie on the circle of radius rho_max (2 rho unless told) around the weights."""
     for settings, radius in (({}, 0.4), ({"rho_max": 0.7}, 0.7)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from reference import Base
 from specs_of_modes import BASE, MAX_NORM, METHODS, SCOPED, Branching, named, rank_batches, without_decay
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -45,8 +46,11 @@ def rank() -> int:
 
 def whole(model: nn.Module) -> torch.Tensor:
     """All weights, gathered where they are sharded."""
-    parts = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
-    return torch.cat([p.detach().reshape(-1) for p in parts]).clone()
+    return torch.cat([full(p.detach()).reshape(-1) for p in model.parameters()]).clone()
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def trained(model: nn.Module, name: str, steps: list[list[Batch]], base: Base = BASE) -> list[torch.Tensor]:
@@ -122,23 +126,25 @@ def collectives() -> int:
     return torch.distributed.group.WORLD._get_sequence_number_for_group()
 
 
-BAD = [f"{where}-{spec.name}" for where in ("ascent", "replay", "both") for spec in SCOPED]
+WHERE = {"ascent": {1}, "replay": {2}, "both": {1, 2}}
 
 
-@case(*BAD)
+@case(*[f"{where}-{spec.name}" for where in WHERE for spec in SCOPED])
 def overflow(directory: Path, name: str) -> dict[str, Any]:
-    """With a real GradScaler: on rank 1 alone a backward of the third step overflows."""
     where, _, name = name.partition("-")
-    numbers = {"ascent": {1}, "replay": {2}, "both": {1, 2}}[where] if rank() == 1 else set()
     network = Net(Saboteur).double()
-    model = DistributedDataParallel(network)
+    return overflowing(DistributedDataParallel(network), network, name, WHERE[where] if rank() == 1 else set())
+
+
+def overflowing(model: nn.Module, network: Net, name: str, where: set[int]) -> dict[str, Any]:
+    """With a real GradScaler: in the third step backward number n of this rank overflows, for n in `where`."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     method = named(name).ours(model, optimizer)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     weights, scales = [], []
     for number, (batch,) in enumerate(rank_batches(rank(), 5, 1)):
         start = network.middle.backwards
-        bad = numbers if number == 2 else set()
+        bad = where if number == 2 else set()
         network.middle.on_backward = lambda n, g, s=start, bad=bad: g * (float("inf") if n - s in bad else 1.0)
 
         def closure(batch: Batch = batch) -> torch.Tensor:
@@ -154,9 +160,26 @@ def overflow(directory: Path, name: str) -> dict[str, Any]:
         optimizer.zero_grad()
         weights.append(whole(model))
         scales.append(scaler.get_scale())
-    moments = [state["exp_avg"] for state in optimizer.state.values()]
-    steps = [int(state["step"]) for state in optimizer.state.values()]
+    moments = [full(state["exp_avg"]) for state in optimizer.state.values()]
+    steps = [int(full(state["step"])) for state in optimizer.state.values()]
     return {"weights": weights, "scales": scales, "moments": moments, "steps": steps}
+
+
+@case("global-sam", "device-wsam-coupled", "global-wsam-decoupled", "global-xsam")
+def compiled(directory: Path, name: str) -> list[torch.Tensor]:
+    """torch.compile around DDP."""
+    wrapped = DistributedDataParallel(Net().double())
+    return trained(torch.compile(wrapped, backend="aot_eager"), name, rank_batches(rank(), 5, 1))
+
+
+@case(*[spec.name for spec in SCOPED])
+def static_graph(directory: Path, name: str) -> list[torch.Tensor] | str:
+    """The weights, or how it was refused."""
+    model = DistributedDataParallel(Net().double(), static_graph=True)
+    try:
+        return trained(model, name, rank_batches(rank(), 5, 1))
+    except ValueError as error:
+        return str(error)
 
 
 @case(*[spec.name for spec in SCOPED])
@@ -171,8 +194,9 @@ def not_a_number(directory: Path, name: str) -> torch.Tensor:
 # FSDP2.
 
 
-def sharded(**options: Any) -> Net:
-    model = Net().double()
+def sharded(middle: Callable[[], nn.Module] = nn.PReLU, dtype: torch.dtype = torch.float64, **options: Any) -> Net:
+    """Shards of different sizes, one of them empty (PReLU has a single weight)."""
+    model = Net(middle).to(dtype)
     for layer in (model.first, model.last):
         fully_shard(layer, **options)
     return fully_shard(model, **options)
@@ -187,6 +211,47 @@ def fsdp2(directory: Path, name: str) -> list[torch.Tensor]:
 def fsdp2_gathered(directory: Path, name: str) -> list[torch.Tensor]:
     """Layers that stay gathered between forward and backward: the gathered copy must not outlive a perturbation."""
     return trained(sharded(reshard_after_forward=False), name, rank_batches(rank(), 5, 2))
+
+
+@case(*[spec.name for spec in METHODS])
+def fsdp2_bf16(directory: Path, name: str) -> list[torch.Tensor]:
+    """Float32 weights, gathered in bf16."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    steps = rank_batches(rank(), 5, 2)
+    for batch in [batch for batches in steps for batch in batches]:
+        batch["x"] = batch["x"].float()
+    return trained(sharded(dtype=torch.float32, mp_policy=policy), name, steps)
+
+
+@case(*[f"{where}-{spec.name}" for where in WHERE for spec in METHODS])
+def fsdp2_overflow(directory: Path, name: str) -> dict[str, Any]:
+    where, _, name = name.partition("-")
+    network = sharded(Saboteur)
+    return overflowing(network, network, name, WHERE[where] if rank() == 1 else set())
+
+
+@case(*[spec.name for spec in METHODS])
+def fsdp2_faults(directory: Path, name: str) -> list[bool]:
+    """Whether the weights of this rank are those before the step, after an exception in every forward of a step."""
+    model = sharded(Saboteur)
+    optimizer = BASE.torch(model.parameters())
+    method = named(name).ours(model, optimizer)
+    batches = rank_batches(rank(), 1, 2)[0]
+    clean = []
+    for number in range(1, 5):  # two micro-batches, two passes
+        before, start = whole(model), model.middle.forwards
+
+        def blow(n: int, bad: int = start + number) -> None:
+            if n == bad:
+                raise RuntimeError("boom")
+
+        model.middle.on_forward = blow
+        try:
+            step(model, optimizer, method, batches)
+        except RuntimeError as error:
+            clean.append(str(error) == "boom" and torch.equal(whole(model), before))
+        optimizer.zero_grad()
+    return clean
 
 
 @case(*[spec.name for spec in METHODS])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,9 +27,11 @@ from specs_of_modes import (
 )
 from torch import Tensor, nn
 
+from hf_sharpness import TrainingArguments
+
 Launcher = Callable[[str], Ranks]
 ROUNDING = {"rtol": 0, "atol": 1e-9}
-by_scope = pytest.mark.parametrize("scope, spec", [(s.settings["scope"], s) for s in SCOPED], ids=str)
+by_scope = pytest.mark.parametrize(("scope", "spec"), [(s.settings["scope"], s) for s in SCOPED], ids=str)
 
 
 def expected(
@@ -65,6 +68,18 @@ def test_ddp_trainer_equals_one_process(scope: str, spec: Spec, ranks: Launcher)
     assert_replicas_follow([first["weights"], second["weights"]], weights)
     keys = ("loss", "perturbed_loss", "sharpness", "ascent_grad_norm", "perturbation_norm")
     assert all(key in entry for entry in first["log"] for key in keys)
+
+
+@pytest.mark.parametrize("scope", ["device", "micro_batch"])
+@pytest.mark.shows(mode="DDP, scope {scope}, 2 ranks = 1, plain loop", method="XSAM", result="refused")
+@pytest.mark.shows(mode="DDP, scope {scope}, 2 ranks = 1, Trainer", method="XSAM", result="refused")
+def test_xsam_is_global(scope: str, tmp_path: Path) -> None:
+    """One plane and one alpha for all ranks: by its definition."""
+    network = Net()
+    with pytest.raises(ValueError, match="scope='global'"):
+        scoped(named("xsam"), scope).ours(network, BASE.torch(network.parameters()))
+    with pytest.raises(ValueError, match="sam_scope='global'"):
+        TrainingArguments(output_dir=str(tmp_path), use_cpu=True, optim="xsam", sam_scope=scope)
 
 
 @pytest.mark.parametrize("spec", METHODS, ids=str)
@@ -107,6 +122,29 @@ def test_ddp_unused_parameters(scope: str, spec: Spec, ranks: Launcher) -> None:
     assert_replicas_follow(ranks("cases_ddp")[f"unused-{spec}"], weights)
 
 
+@pytest.mark.parametrize("name", ["global-sam", "device-wsam-coupled", "global-wsam-decoupled", "global-xsam"])
+def test_ddp_compiled(name: str, ranks: Launcher) -> None:
+    """torch.compile around DDP (aot_eager): the engine finds the DDP module within."""
+    spec = named(name)
+    assert_replicas_follow(
+        ranks("cases_ddp")[f"compiled-{name}"], expected(spec, [rank_batches(rank, 5, 1) for rank in (0, 1)])
+    )
+
+
+@pytest.mark.parametrize(
+    ("scope", "spec"),
+    [(s.settings["scope"], s) for s in SCOPED],
+    ids=str,
+)
+def test_ddp_static_graph_works_or_is_refused(scope: str, spec: Spec, ranks: Launcher) -> None:
+    """Two passes over one graph are what `static_graph` allows; a first backward under no_sync is not."""
+    results = ranks("cases_ddp")[f"static_graph-{spec}"]
+    if scope == "global":
+        assert_replicas_follow(results, expected(spec, [rank_batches(rank, 5, 1) for rank in (0, 1)]))
+    else:
+        assert all("static_graph" in text for text in results)
+
+
 @by_scope
 def test_ddp_replicas_stay_equal(scope: str, spec: Spec, ranks: Launcher) -> None:
     """Bit for bit, in float32 with AdamW; the long run is in test_mode_soak.py."""
@@ -137,7 +175,7 @@ def test_ddp_rho_0_is_stock(spec: Spec, ranks: Launcher) -> None:
 COLLECTIVES = {"sam": 1, "wsam-coupled": 1}
 
 
-@pytest.mark.parametrize("module, case", [("cases_ddp", "all_reduces"), ("cases_trainer", "trainer_collectives")])
+@pytest.mark.parametrize(("module", "case"), [("cases_ddp", "all_reduces"), ("cases_trainer", "trainer_collectives")])
 @pytest.mark.parametrize("spec", [scoped(named(name), "device") for name in COLLECTIVES], ids=str)
 @pytest.mark.shows(mode="DDP, scope device: all-reduces of a step = stock", result="exact")
 def test_ddp_device_scope_communicates_as_stock(spec: Spec, module: str, case: str, ranks: Launcher) -> None:

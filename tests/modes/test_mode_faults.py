@@ -314,9 +314,6 @@ def test_a_save_in_the_middle_of_a_pass(spec: Spec, how: str, train: Any, tmp_pa
         assert torch.equal(flat(run.model), smooth.weights[0])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Engine.clean_weights moves weights that a live graph has saved: the backward then refuses"
-)
 @pytest.mark.parametrize("spec", METHODS, ids=str)
 @pytest.mark.shows(mode="Saving in the middle of any pass, then going on", result="exact")
 def test_going_on_after_a_save_in_the_middle(spec: Spec, train: Any, tmp_path: Path) -> None:

@@ -107,7 +107,6 @@ def test_out_of_memory_in_the_replay(spec: Spec, train: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(run.weights, fresh.weights, strict=True))
 
 
-@pytest.mark.xfail(strict=True, reason="the callback hands the failed attempt's counter and alpha to the next attempt")
 def test_out_of_memory_starts_the_search_anew(train: Any) -> None:
     """What an attempt with a larger batch found is not taken over: the next attempt searches in its first step."""
     spec, searched = named("xsam"), []
@@ -165,12 +164,7 @@ def waiting_losses(model: nn.Module, micro_batches: Sequence[Batch]) -> list[tor
     return [model(**batch)["loss"] * weight for batch, weight in zip(micro_batches, weights, strict=True)]
 
 
-XSAM_EPOCHS = pytest.mark.xfail(strict=True, reason="a stream's epochs end at a fraction in state.epoch: no new search")
-
-
-@pytest.mark.parametrize(
-    "spec", [pytest.param(s, marks=XSAM_EPOCHS if s.method == "xsam" else ()) for s in METHODS], ids=str
-)
+@by_method
 @pytest.mark.shows(mode="IterableDataset, epochs that end within an accumulation", result="exact")
 def test_stream_with_a_remainder(spec: Spec, train: Any) -> None:
     """What waits for the next epoch is part of the effective batch there: in every pass, for every method. XSAM
@@ -445,7 +439,6 @@ def test_seq2seq_generates_with_clean_weights(spec: Spec, train: Any) -> None:
 # Callback states restored from a checkpoint.
 
 
-@pytest.mark.xfail(strict=True, reason="the callback that transformers makes anew knows no trainer: nothing is logged")
 @by_method
 @pytest.mark.shows(mode="restore_callback_states_from_checkpoint", result="exact")
 def test_resume_with_restored_callbacks(spec: Spec, train: Any, checkpoint: Any) -> None:

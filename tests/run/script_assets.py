@@ -167,6 +167,9 @@ def make_data(sentences: Sequence[tuple[str, int]], folder: Path) -> None:
             ],
         )
     make_images(folder / "images")
+    chats = folder.parent / "chats"  # a folder that stands for a data set of the Hub
+    chats.mkdir()
+    (chats / "train.jsonl").write_text((folder / "train-chats.json").read_text(encoding="utf-8"), encoding="utf-8")
 
 
 def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -122,6 +122,6 @@ def test_training_step_without_super(train: Any) -> None:
             self.accelerator.backward(loss)
             return loss.detach()
 
-    with pytest.raises(RuntimeError, match=r"Own.training_step does not call super\(\)"):
+    with pytest.raises(RuntimeError, match=r"training_step does not call super\(\)"):
         train(Net(), ITEMS, trainer_class=Own, optim="sam", max_steps=1)
     train(Net(), ITEMS, trainer_class=Own, optim="sgd", max_steps=1)

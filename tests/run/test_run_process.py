@@ -69,9 +69,7 @@ def test_module(name: str, run: tuple[str, ...], process: Process, tmp_path: Pat
         ([], 2, "hf-sharpness run script.py ARGS..."),
     ],
 )
-def test_cannot_start(
-    command: list[str], status: int, message: str, run: tuple[str, ...], process: Process
-) -> None:
+def test_cannot_start(command: list[str], status: int, message: str, run: tuple[str, ...], process: Process) -> None:
     """The exit status is Python's own."""
     ours = process(*run, *command)
     assert ours.status == status

@@ -67,9 +67,7 @@ def main():
     raw = load_dataset("csv", data_files={"train": data_args.train_file, "validation": data_args.validation_file})
     num_labels = len(raw["train"].unique("label"))
     config = AutoConfig.from_pretrained(model_args.model_name_or_path, num_labels=num_labels)
-    tokenizer = AutoTokenizer.from_pretrained(
-        model_args.model_name_or_path, use_fast=model_args.use_fast_tokenizer
-    )
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, use_fast=model_args.use_fast_tokenizer)
     model = AutoModelForSequenceClassification.from_pretrained(model_args.model_name_or_path, config=config)
     padding = "max_length" if data_args.pad_to_max_length else False
 
@@ -109,7 +107,9 @@ def main():
         trainer.save_metrics("eval", metrics)
 
     if training_args.do_predict:
-        predictions = trainer.predict(data["validation"].remove_columns("label"), metric_key_prefix="predict").predictions
+        predictions = trainer.predict(
+            data["validation"].remove_columns("label"), metric_key_prefix="predict"
+        ).predictions
         with open(os.path.join(training_args.output_dir, "predict_results.txt"), "w") as writer:
             writer.writelines(f"{index}\t{item}\n" for index, item in enumerate(np.argmax(predictions, axis=1)))
 

@@ -1,0 +1,85 @@
+"""docs/modes.md is what the marked tests show; the GPU script invents nothing, and docs/gpu.md says what was run."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from claims import RESULTS, Claim, cell, page
+from launch import ROOT, environment
+
+
+def script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_committed_table_is_current() -> None:
+    """Collects all tests of this folder and compares."""
+    command = [sys.executable, str(ROOT / "scripts" / "mode_table.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=240)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def test_a_failed_test_shows_nothing(tmp_path: Path) -> None:
+    """The plugin itself, on a folder of three tests: one passes, one fails, one is expected to fail."""
+    for name in ("conftest.py", "claims.py", "launch.py"):
+        (tmp_path / name).write_text((Path(__file__).parent / name).read_text())
+    (tmp_path / "test_three.py").write_text(
+        "import pytest\n"
+        "shows = lambda mode: pytest.mark.shows(mode=mode, method='SAM', result='exact')\n"
+        "@shows('good')\ndef test_good(): pass\n"
+        "@shows('bad')\ndef test_bad(): assert False\n"
+        "@pytest.mark.xfail\n@shows('hoped for')\ndef test_hoped(): assert False\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir", ".", ".", "--modes-table", "table"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=120)
+    assert done.returncode == 1, done.stdout + done.stderr
+    text = (tmp_path / "table").read_text()
+    assert "| good | exact | – | – | – | `test_three.py::test_good` |" in text
+    assert "bad" not in text
+    assert "hoped for" not in text
+
+
+def test_the_weakest_result_counts() -> None:
+    assert cell(["exact", "within rounding"]) == "within rounding"
+    assert cell([]) == "–"
+    assert all(cell([result]) == result for result in RESULTS)
+    assert "| m | – | exact | – | – | `t` |" in page([Claim("m", "WSAM coupled", "exact", "t")])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_script_without_a_gpu(tmp_path: Path) -> None:
+    before = (ROOT / "docs" / "gpu.md").read_text()
+    command = [sys.executable, str(ROOT / "scripts" / "gpu_checks.py"), "--write"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120)
+    assert done.returncode == 2
+    assert "no CUDA GPU" in done.stderr
+    assert not done.stdout
+    assert (ROOT / "docs" / "gpu.md").read_text() == before
+
+
+def test_the_gpu_page_says_whether_it_was_run() -> None:
+    text = (ROOT / "docs" / "gpu.md").read_text()
+    assert ("Never run yet" in text) != ("Made by `python scripts/gpu_checks.py --write` on 20" in text)
+
+
+@pytest.mark.slow
+def test_the_gpu_scripts_code_runs_on_a_cpu(monkeypatch: Any) -> None:
+    """Its device-independent parts, so that the first run on a GPU is not the first run of its code. The figures are
+    not kept."""
+    checks = script("gpu_checks")
+    monkeypatch.setitem(checks.CHECKS, "costs", lambda: checks.costs("cpu", width=32, layers=1, rounds=1))
+    whole_run = checks.run
+    cpu = {"use_cpu": True, "max_steps": 2}
+    monkeypatch.setattr(checks, "run", lambda *args, **kwargs: whole_run(*args, **kwargs | cpu))
+    made = checks.table(["bf16", "costs"])
+    assert "FAILED" not in made
+    assert made.count("\n") == 9
