@@ -30,7 +30,7 @@ def make(folder: Path) -> None:
 
 
 def labelled_sentences() -> list[tuple[str, int]]:
-    """Sentences of scikit-learn's descriptions of data sets: 0 from those of tables, 1 from those of images and texts."""
+    """Sentences of scikit-learn's descriptions of data sets: 0 from those of tables, 1 of images and texts."""
     import sklearn.datasets
 
     described = Path(sklearn.datasets.__file__).parent / "descr"
