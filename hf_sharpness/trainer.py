@@ -193,7 +193,7 @@ class SharpnessTrainerMixin:
         """transformers' own, with the sharpness series beside the training loss."""
         if self._replaying:
             return
-        if self._engine is not None and "loss" in logs:
+        if self._engine is not None and ("loss" in logs or "learning_rate" in logs):  # SetFit renames the loss
             logs.update(self._averages.take(self._sum_over_ranks, self.args.device))
         super().log(logs, *args, **kwargs)
 

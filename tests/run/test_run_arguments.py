@@ -11,14 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hf_sharpness
 import pytest
 import torch
 import transformers
 import yaml
-from hf_sharpness import Seq2SeqTrainingArguments, SharpnessArguments, TrainingArguments
 from transformers import HfArgumentParser
 from transformers.training_args import OptimizerNames
+
+import hf_sharpness
+from hf_sharpness import Seq2SeqTrainingArguments, SharpnessArguments, TrainingArguments
 
 GIVEN = {
     "optim": "wsam",
@@ -131,10 +132,10 @@ def test_booleans(given: list[str], value: bool, where: dict[str, Any]) -> None:
     ("given", "message"),
     [
         (["--optim", "wsan"], "argument --optim: invalid choice: 'wsan'"),
-        (["--base_optim", "wsam"], "argument --base_optim: invalid choice: 'wsam'"),
-        (["--sam_scope", "all"], "argument --sam_scope: invalid choice: 'all'"),
-        (["--sam_rho", "big"], "argument --sam_rho: invalid float value: 'big'"),
-        (["--sam_adaptive", "perhaps"], "argument --sam_adaptive: Truthy value expected"),
+        (["--base_optim", "wsam"], "argument --base_optim/--base-optim: invalid choice: 'wsam'"),
+        (["--sam_scope", "all"], "argument --sam_scope/--sam-scope: invalid choice: 'all'"),
+        (["--sam_rho", "big"], "argument --sam_rho/--sam-rho: invalid float value: 'big'"),
+        (["--sam_adaptive", "perhaps"], "argument --sam_adaptive/--sam-adaptive: Truthy value expected"),
     ],
 )
 def test_parser_errors(
@@ -239,6 +240,7 @@ def test_change_one(where: dict[str, Any]) -> None:
     assert chosen(args) == {**GIVEN, "sam_rho": 0.9}
 
 
+@pytest.mark.slow
 def test_loads_in_a_new_process(where: dict[str, Any], tmp_path: Path) -> None:
     """training_args.bin needs no import beforehand."""
     torch.save(Seq2SeqTrainingArguments(**where, **GIVEN), tmp_path / "training_args.bin")
