@@ -12,10 +12,10 @@ demo: $(DEMO_ENV)/.ready
 test: $(TEST_ENV)/.ready
 	$(TEST_ENV)/bin/ruff check .
 	$(TEST_ENV)/bin/ruff format --check .
-	$(TEST_ENV)/bin/python -m pytest -n 2
+	$(TEST_ENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-all: $(TEST_ENV)/.ready
-	$(TEST_ENV)/bin/python -m pytest -n 2 -m ""
+	$(TEST_ENV)/bin/python -m pytest -n 2 --dist loadfile -m ""
 
 lint: $(TEST_ENV)/.ready
 	$(TEST_ENV)/bin/ruff format .
