@@ -71,7 +71,7 @@ def make_models(tokenizer: Any, folder: Path) -> None:
         LlamaForCausalLM,
         ViTConfig,
         ViTForImageClassification,
-        ViTImageProcessorPil,
+        ViTImageProcessor,
     )
 
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -111,7 +111,7 @@ def make_models(tokenizer: Any, folder: Path) -> None:
     for name, model in models.items():
         model.save_pretrained(folder / name)
         if name == "vit":
-            ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder / name)
+            ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder / name)
         else:
             tokenizer.save_pretrained(folder / name)
 

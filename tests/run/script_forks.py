@@ -6,6 +6,7 @@ status. With "plain" the arguments are run as `python` would, without this packa
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -25,13 +26,13 @@ HEAVY = (
     "transformers.models.bert.modeling_bert",
     "transformers.models.llama.modeling_llama",
     "transformers.models.vit.modeling_vit",
-    "transformers.models.vit.image_processing_pil_vit",
 )
 
 
 def serve() -> None:
     for name in HEAVY:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # peft is optional
+            importlib.import_module(name)
     assert "transformers.training_args" not in sys.modules
     importlib.import_module("torch").set_num_threads(1)
     print("ready", flush=True)
