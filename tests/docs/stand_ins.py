@@ -59,6 +59,8 @@ def furnish(folder: Path) -> None:
     texts = [{"text": " ".join(rng.choice(WORDS, 12))} for _ in range(32)]
     (folder / "train.jsonl").write_text("\n".join(json.dumps(text) for text in texts) + "\n")
     (folder / "your_script.py").write_text(SCRIPT)
+    ours = "from transformers import HfArgumentParser\nfrom hf_sharpness import Trainer, TrainingArguments"
+    (folder / "train.py").write_text(SCRIPT.replace(SCRIPT.splitlines()[2], ours))
     os.symlink(Path(__file__).resolve().parents[2] / "docs", folder / "docs")
     _vit(folder / "google/vit-base-patch16-224-in21k")
     _bert(folder / "google-bert/bert-base-uncased")
