@@ -36,7 +36,7 @@ class SkipBackward(TorchFunctionMode):
     over = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.backward and not self.over:
+        if func in (torch.Tensor.backward, torch.autograd.backward) and not self.over:
             return None
         return func(*args, **(kwargs or {}))
 

@@ -1,4 +1,4 @@
-"""Writes docs/modes.md: runs every test in tests/modes (slow ones too) and keeps what those that passed have shown.
+"""Writes docs/modes.md: runs every fast test in tests/modes and keeps what those that passed have shown.
 
 python scripts/mode_table.py            # run them and write the table
 python scripts/mode_table.py --check    # run nothing: is the committed table that of the tests' markers?
@@ -24,7 +24,7 @@ def tests(page: Path, *options: str) -> int:
         "tests/modes",
         "-q",
         "-m",
-        "",
+        "not slow",
         "-p",
         "no:cacheprovider",
         "-p",

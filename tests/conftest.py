@@ -128,7 +128,8 @@ def train(tmp_path: Path, libraries: Any, sgd_takes_momentum: bool) -> Callable[
         } | arguments
         trainer_class = trainer_class or library.Trainer
         trainer_options = dict(trainer_options or {})
-        if "optim_args" in arguments and not sgd_takes_momentum:
+        has_option = not issubclass(trainer_class, transformers.Seq2SeqTrainer)
+        if "optim_args" in arguments and has_option and not sgd_takes_momentum:
             momentum = float(arguments["optim_args"].removeprefix("momentum="))
             lr = arguments["learning_rate"]
             trainer_options["optimizer_cls_and_kwargs"] = (torch.optim.SGD, {"lr": lr, "momentum": momentum})

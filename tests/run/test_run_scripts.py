@@ -135,6 +135,7 @@ def test_wrong_value(assets: Path, launch: Launch) -> None:
 def test_resume(assets: Path, launch: Launch) -> None:
     """A script that finds its last checkpoint goes on where it was."""
     arguments = {**arguments_of("text_classification.py", assets), "optim": "xsam", "lr_scheduler_type": "constant"}
+    arguments["per_device_train_batch_size"] = 8  # two steps an epoch: transformers 5.0 resumes exactly only at its end
     straight = launch("text_classification.py", **arguments, max_steps=4, output="straight")
     first = launch("text_classification.py", **arguments, max_steps=2, save_strategy="steps", save_steps=2)
     assert first.status == 0, first.log
