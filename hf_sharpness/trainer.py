@@ -59,8 +59,8 @@ class SharpnessTrainerMixin:
             made, options = _STOCK_TRAINER.get_optimizer_cls_and_kwargs(args, model)
             if base_optim == "sgd" and "momentum" in (args.optim_args or "") and "momentum" not in options:
                 raise ValueError(
-                    f"optim_args={args.optim_args!r} would have no effect: transformers {transformers.__version__} does "
-                    "not hand it to sgd. Use a newer transformers, or pass the Trainer "
+                    f"optim_args={args.optim_args!r} would have no effect: transformers {transformers.__version__} "
+                    "does not hand it to sgd. Use a newer transformers, or pass the Trainer "
                     "optimizer_cls_and_kwargs=(torch.optim.SGD, {...})"
                 )
             return made, options
