@@ -63,12 +63,14 @@ class Engine:
         self.model = model
         self.optimizer = base_optimizer(optimizer)
         self.method = method.resolved(adaptive_base=scales_per_coordinate(self.optimizer))
+        self.sharded_modules = sharded_modules(model)
+        for module in self.sharded_modules:
+            module.reshard()  # an evaluation leaves gathered copies in the place of the parameters
         check_supported(self.method, model, self.optimizer, scope)
         self.scope = scope
         self.loss_scale = loss_scale
         self.no_sync = no_sync or (lambda: gradients_unreduced(model))
         self.data_parallel = data_parallel_module(model)
-        self.sharded_modules = sharded_modules(model)
         self.rank_groups = rank_groups(model, self.parameters())
         self.gradients_are_views = getattr(self.data_parallel, "gradient_as_bucket_view", False)
         self.metrics: dict[str, Tensor | float] = {}

@@ -320,6 +320,17 @@ def fsdp2_refused(directory: Path, name: str) -> str:
     return message(lambda: named(name).ours(model, BASE.torch(model.parameters())))
 
 
+@case("scope", "bf16")
+def fsdp2_evaluated(directory: Path, what: str) -> str:
+    """What a method says to a model that an evaluation has left gathered (in bf16, or with plain parameters)."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if what == "bf16" else None)
+    model = fully_shard(Net(), mp_policy=policy)
+    optimizer = BASE.torch(model.parameters())
+    with torch.no_grad():
+        model(x=torch.zeros(2, 6))
+    return message(lambda: named("global-sam" if what == "bf16" else "device-sam").ours(model, optimizer))
+
+
 @case(*[spec.name for spec in METHODS])
 def fsdp1_refused(directory: Path, name: str) -> str:
     model = FullyShardedDataParallel(Net().double(), device_id=torch.device("cpu"))

@@ -115,6 +115,14 @@ def test_fsdp2_refuses_smaller_scopes(spec: Spec, ranks: Launcher) -> None:
         assert "scope='global'" in text
 
 
+@pytest.mark.parametrize(("what", "said"), [("scope", "scope='global'"), ("bf16", "not refused")])
+def test_fsdp2_after_an_evaluation(what: str, said: str, ranks: Launcher) -> None:
+    """FSDP2 leaves its root gathered after an evaluation: the sharded weights are judged all the same, not their
+    gathered copies (which are bf16 where FSDP2 gathers in bf16)."""
+    for text in ranks("cases_ddp")[f"fsdp2_evaluated-{what}"]:
+        assert said in text
+
+
 @pytest.mark.parametrize("scope", ["device", "micro_batch"])
 def test_fsdp2_trainer_refuses_smaller_scopes(scope: str, ranks: Launcher) -> None:
     for text in ranks("cases_trainer")[f"fsdp2_trainer_refused-{scope}"]:
