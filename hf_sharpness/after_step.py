@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from . import vectors
+
+if TYPE_CHECKING:
+    from .stores import Store
 
 
 class AfterStep:
@@ -15,28 +20,47 @@ class AfterStep:
         terms: the vector, as one local tensor for each parameter; spent by ``descend``.
         weight: the factor beside the learning rate.
         before: the weights before the optimizer's step, local; spent by ``descend``.
+        store: where the weights are. DeepSpeed calls the optimizer's ``step`` several times, each for some of them.
 
     A non-finite vector makes the gradient non-finite too, so that a GradScaler skips the step.
     """
 
-    def __init__(self, terms: dict[nn.Parameter, Tensor], weight: float, before: dict[nn.Parameter, Tensor]) -> None:
+    def __init__(
+        self,
+        terms: dict[nn.Parameter, Tensor],
+        weight: float,
+        before: dict[nn.Parameter, Tensor],
+        store: Store,
+    ) -> None:
         self.terms = terms
         self.weight = weight
         self.before = before
-        self.params = list(terms)
-        self.gradient_norm = self._gradient_norm()
+        self.store = store
+        params = list(terms)
+        self.waiting = [(group, self._gradient_norm(group)) for group in store.stepped_together(params)]
+        self.params: list[nn.Parameter] = []
         self.clipping: Tensor | float = 1.0
-        size = vectors.norm(list(terms.values()), self.params)
-        gradients = vectors.local([p.grad for p in self.params])
+        self.steps: list[tuple[Tensor, Tensor]] = []
+        size = self._norm(list(terms.values()), params)
+        gradients = vectors.local([p.grad for p in params])
         next((g for g in gradients if g.numel()), size).add_(size * 0)  # a rank's shard may be empty
 
-    def _gradient_norm(self) -> Tensor:
-        return vectors.norm(vectors.local([p.grad for p in self.params]), self.params)
+    @property
+    def is_done(self) -> bool:
+        """Whether the optimizer has stepped for all of the weights."""
+        return not self.waiting
+
+    def _norm(self, vector: vectors.Vector, params: list[nn.Parameter]) -> Tensor:
+        return vectors.norm(vector, self.store.owners(params))
+
+    def _gradient_norm(self, params: list[nn.Parameter]) -> Tensor:
+        return self._norm(vectors.local([p.grad for p in params]), params)
 
     def measure_clipping(self, optimizer: torch.optim.Optimizer) -> None:
         """Find the factor by which clipping and unscaling have changed the gradient since the last backward."""
-        before, now = self.gradient_norm, self._gradient_norm()
-        self.clipping = torch.where(before > 0, now / before, torch.ones_like(before))
+        self.params, before = self.waiting.pop(0)
+        now = self._gradient_norm(self.params)
+        self.clipping = torch.where(before > 0, now / before, torch.ones_like(before) * self.clipping)
         scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer unscales within its step
         if scale is not None:
             self.clipping = self.clipping / scale
@@ -49,11 +73,16 @@ class AfterStep:
         live = dict(zip(self.params, vectors.local(self.params), strict=True))
         before = [self.before[p] for p in self.params]
         vectors.add_(before, list(live.values()), -1.0)
-        base_step = vectors.norm(before, self.params)
+        base_step = self._norm(before, self.params)
         for group in optimizer.param_groups:
-            members = [p for p in group["params"] if p in self.terms]
+            members = [p for p in group["params"] if p in live]
             terms = [self.terms[p] for p in members]
             vectors.scale_(terms, self.clipping * group["lr"] * self.weight)
             vectors.add_([live[p] for p in members], terms, -1.0)
-        sharpness_step = vectors.norm([self.terms[p] for p in self.params], self.params)
-        return sharpness_step / base_step
+        self.steps.append((self._norm([self.terms[p] for p in self.params], self.params), base_step))
+        if len(self.steps) == 1:
+            return self.steps[0][0] / base_step
+        sharpness_steps, base_steps = (
+            torch.linalg.vector_norm(torch.stack(norms)) for norms in zip(*self.steps, strict=True)
+        )
+        return sharpness_steps / base_steps

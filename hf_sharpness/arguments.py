@@ -13,7 +13,7 @@ from typing import Any
 import transformers
 from transformers.training_args import OptimizerNames
 
-from . import explicit, methods
+from . import explicit, methods, zero
 from .methods import METHODS, Method
 from .support import SCOPES
 
@@ -128,6 +128,9 @@ class SharpnessArguments:
             parent()
         finally:
             self.optim = chosen
+        plugin = getattr(self, "deepspeed_plugin", None)
+        if plugin is not None:
+            zero.check_config(plugin.deepspeed_config)
 
     @property
     def uses_sharpness(self) -> bool:
@@ -169,11 +172,10 @@ class SharpnessArguments:
                 f"wsam_mode='decoupled' does not fit base_optim={self.base_optim!r}, which keeps the weights in a "
                 "second form of its own that the term would not move: use wsam_mode='coupled'"
             )
-        if getattr(self, "deepspeed", None) or _accelerate_uses_deepspeed():
+        if self.sam_scope != "global" and (getattr(self, "deepspeed", None) or _accelerate_uses_deepspeed()):
             raise ValueError(
-                f"optim={self.optim!r} does not run under DeepSpeed, which keeps weights and gradients where a "
-                "perturbation cannot reach them: shard the model with FSDP2 instead (fsdp_version: 2 in the accelerate "
-                "config), or remove `deepspeed`"
+                f"sam_scope={self.sam_scope!r} does not run under DeepSpeed, whose ranks hold parts of the gradient: "
+                "use sam_scope='global' (FSDP2 has that one too), or DistributedDataParallel without DeepSpeed"
             )
 
     def method(self) -> Method | None:

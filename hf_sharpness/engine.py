@@ -20,14 +20,13 @@ from .after_step import AfterStep
 from .methods import Method
 from .passes import Closure, Passes
 from .snapshots import BufferState, RandomState, accelerators_of
+from .stores import Store
 from .support import (
     base_optimizer,
     check_supported,
     data_parallel_module,
     gradients_unreduced,
-    rank_groups,
     scales_per_coordinate,
-    sharded_modules,
 )
 
 
@@ -45,6 +44,7 @@ class Engine:
         loss_scale: returns the factor by which the closures scale their loss (a ``GradScaler``'s), as a tensor; None
             where they do not. With it the engine looks at every ascent whether the gradient overflowed.
         no_sync: makes a context in which a backward pass does not reduce gradients over ranks.
+        store: where weights and gradients are. Default None: in the parameters of the optimizer's groups.
 
     Raises:
         ValueError: the combination cannot be exact; the message says what to do instead.
@@ -59,19 +59,18 @@ class Engine:
         scope: str = "global",
         loss_scale: Callable[[], Tensor] | None = None,
         no_sync: Callable[[], AbstractContextManager] | None = None,
+        store: Store | None = None,
     ) -> None:
         self.model = model
-        self.optimizer = base_optimizer(optimizer)
+        self.store = store or Store(model, base_optimizer(optimizer))
+        self.optimizer = self.store.optimizer
         self.method = method.resolved(adaptive_base=scales_per_coordinate(self.optimizer))
-        self.sharded_modules = sharded_modules(model)
-        for module in self.sharded_modules:
-            module.reshard()  # an evaluation leaves gathered copies in the place of the parameters
-        check_supported(self.method, model, self.optimizer, scope)
+        check_supported(self.method, model, self.optimizer, scope, self.store.named())
         self.scope = scope
         self.loss_scale = loss_scale
         self.no_sync = no_sync or (lambda: gradients_unreduced(model))
         self.data_parallel = data_parallel_module(model)
-        self.rank_groups = rank_groups(model, self.parameters())
+        self.rank_groups = self.store.rank_groups()
         self.gradients_are_views = getattr(self.data_parallel, "gradient_as_bucket_view", False)
         self.metrics: dict[str, Tensor | float] = {}
         self.after_step: AfterStep | None = None
@@ -93,7 +92,7 @@ class Engine:
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters in the base optimizer's groups, in their order."""
-        return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        return self.store.parameters()
 
     @property
     def checks_overflow(self) -> bool:
@@ -157,17 +156,20 @@ class Engine:
 
     def finish(self) -> None:
         """Run the method: afterwards p.grad holds the gradient for the base optimizer, the weights are as before."""
-        if self.method.is_plain:
-            return
         with self._aborting_on_error():
-            if self.scope != "micro_batch":
-                self._run_method(torch.stack(self.losses).sum())
-            if self.averages_itself:
-                self._average_over_ranks()
-            if self.method.adds_after_step:
-                self._prepare_after_step()
-            self.metrics = self._merged_metrics()
-            self._forget_step()
+            if not self.method.is_plain:
+                self._finish_passes()
+            self.store.finish()
+
+    def _finish_passes(self) -> None:
+        if self.scope != "micro_batch":
+            self._run_method(torch.stack(self.losses).sum())
+        if self.averages_itself:
+            self._average_over_ranks()
+        if self.method.adds_after_step:
+            self._prepare_after_step()
+        self.metrics = self._merged_metrics()
+        self._forget_step()
 
     def abort(self) -> None:
         """Put the weights back if they are moved, and drop everything that belongs to an unfinished step."""
@@ -197,9 +199,9 @@ class Engine:
             return
         # `.data` hides the change from autograd, whose graph of an interrupted pass needs the weights only as they
         # were when it goes on, and they are.
-        live = [tensor.data for tensor in passes.live]
+        live = [tensor.data for tensor in passes.live + passes.copies]
         moved = vectors.clone(live)
-        vectors.copy_(live, passes.saved)
+        vectors.copy_(live, passes.saved + passes.saved_copies)
         try:
             yield
         finally:
@@ -261,7 +263,7 @@ class Engine:
         if self.scope != "global":
             # The weights as one rank's last replay saved them may lack parameters that other ranks used.
             self.before = dict(zip(self.terms, vectors.clone(vectors.local(list(self.terms))), strict=True))
-        self.after_step = AfterStep(self.terms, self.term_weight, self.before)
+        self.after_step = AfterStep(self.terms, self.term_weight, self.before, self.store)
         self.before = {}
 
     def _merged_metrics(self) -> dict[str, Tensor | float]:
@@ -280,8 +282,10 @@ class Engine:
             self.after_step.measure_clipping(optimizer)
 
     def _after_optimizer_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        after_step, self.after_step = self.after_step, None
+        after_step = self.after_step
         if after_step is not None:
             ratio = after_step.descend(optimizer)
             if ratio is not None:
                 self.metrics["wsam_step_ratio"] = ratio
+            if after_step.is_done:
+                self.after_step = None

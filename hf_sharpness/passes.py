@@ -63,12 +63,15 @@ class Passes:
         self.params: list[nn.Parameter] = []
         self.live: Vector = []
         self.saved: Vector = []
+        self.copies: Vector = []
+        self.saved_copies: Vector = []
         self.term: tuple[Vector, float] | None = None
         self.replays_made = 0
         self.skip_backward: SkipBackward | None = None
         self.displaced = False
         optimized = {id(p) for p in engine.parameters()}
         self.bystanders = [(p, p.grad) for p in engine.model.parameters() if id(p) not in optimized and p.requires_grad]
+        engine.store.after_pass()
         self._activate()
 
     def run(self) -> None:
@@ -86,15 +89,16 @@ class Passes:
             # The restore proper is one call into C++ from this frame: no point in between at which Python could
             # deliver an interrupt.
             if self.saved:
-                torch._foreach_copy_(self.live, self.saved)
+                torch._foreach_copy_(self.live + self.copies, self.saved + self.saved_copies)
             self.restore()
 
     def restore(self) -> None:
         """Weights, buffers and random state as the first pass left them. Harmless to repeat."""
         self._end_probe()
         if self.saved:
-            vectors.copy_(self.live, self.saved)
-            self._weights_changed()
+            vectors.copy_(self.live + self.copies, self.saved + self.saved_copies)
+            torch.clear_autocast_cache()
+            self.engine.store.weights_put_back()
         self.buffers_after.restore()
         self.random_after.restore()
         for parameter, gradient in self.bystanders:
@@ -106,7 +110,7 @@ class Passes:
         gradient = self.take_gradient()
         gradient_norm = self._ascent_norm(gradient)
         self._save()
-        vectors.displacement_(gradient, length, gradient_norm, self.params, self.saved if adaptive else None)
+        vectors.displacement_(gradient, length, gradient_norm, self.owners, self.saved if adaptive else None)
         vectors.add_(self.live, gradient)
         self._weights_changed()
         return gradient
@@ -116,7 +120,7 @@ class Passes:
         gradient_norm = self._ascent_norm(gradient)
         self._save()
         vectors.copy_(self.live, gradient)
-        vectors.displacement_(self.live, length, gradient_norm, self.params, self.saved if adaptive else None)
+        vectors.displacement_(self.live, length, gradient_norm, self.owners, self.saved if adaptive else None)
         vectors.add_(self.live, self.saved)
         self._weights_changed()
 
@@ -133,13 +137,15 @@ class Passes:
 
     def _save(self) -> None:
         if not self.saved:
+            copies = self.engine.store.copies()
+            self.saved_copies = vectors.clone(copies)
+            self.copies = copies
             self.saved = vectors.clone(self.live)
 
     def _weights_changed(self) -> None:
         """Drop every copy of the old weights: autocast's casts, and what FSDP2 gathered and did not free."""
         torch.clear_autocast_cache()
-        for module in self.engine.sharded_modules:
-            module.reshard()
+        self.engine.store.weights_changed()
 
     def _activate(self) -> None:
         """Take up parameters that have a gradient for the first time."""
@@ -154,6 +160,7 @@ class Passes:
         live = vectors.local(new)
         saved = vectors.clone(live) if self.saved else []
         self.params = self.params + new
+        self.owners = self.engine.store.owners(self.params)
         self.live, self.saved = self.live + live, self.saved + saved
 
     # Passes over the batch.
@@ -165,10 +172,12 @@ class Passes:
         for parameter, _ in self.bystanders:
             parameter.grad = None
         waiting = vectors.local([p.grad for p in self.params]) if accumulate else []
+        self.engine.store.before_replay()
         self.replays_made += 1
         final = self.replays_made == self.engine.method.replays
         reduce = self.engine.scope == "global" or (final and self.engine.reduces_last_replay)
         self.metrics["perturbed_loss"] = self._pass(reduce)
+        self.engine.store.after_pass()
         if waiting and not self.engine.gradients_are_views:
             self._check_accumulated(waiting)
         self._activate()
@@ -242,11 +251,11 @@ class Passes:
         return vector + [torch.zeros_like(t) for t in self.live[len(vector) :]]
 
     def norm(self, vector: Vector) -> Tensor:
-        return vectors.norm(vector, self.params[: len(vector)])
+        return vectors.norm(vector, self.owners[: len(vector)])
 
     def angle(self, a: Vector, b: Vector, a_norm: Tensor, b_norm: Tensor) -> Tensor:
         self._measure_displacement()
-        return vectors.angle(a, b, a_norm, b_norm, self.live, self.params)
+        return vectors.angle(a, b, a_norm, b_norm, self.live, self.owners)
 
     def descend_after_step(self, vector: Vector, weight: float) -> None:
         self.term = (vector, weight)

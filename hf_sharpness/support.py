@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -87,7 +87,13 @@ def mean_over_ranks(values: Tensor, groups: list[Any]) -> Tensor:
     return values
 
 
-def check_supported(method: Method, model: nn.Module, optimizer: torch.optim.Optimizer, scope: str) -> None:
+def check_supported(
+    method: Method,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scope: str,
+    trainable: Sequence[tuple[str, Tensor]],
+) -> None:
     """Raise a ValueError for a combination that would not be exact; the message says what to do instead."""
     if scope not in SCOPES:
         raise ValueError(f"scope={scope!r} is not valid: must be one of {', '.join(SCOPES)}")
@@ -104,7 +110,6 @@ def check_supported(method: Method, model: nn.Module, optimizer: torch.optim.Opt
             f"scope={scope!r} needs a first backward pass that is not reduced over ranks, which DDP with "
             "static_graph=True does not allow: use scope='global', or static_graph=False (--ddp_static_graph false)"
         )
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if scope != "global" and any(is_sharded(p) for _, p in trainable):
         raise ValueError(
             f"scope={scope!r} needs every rank to hold all weights, but these are sharded (FSDP2): use scope='global'"

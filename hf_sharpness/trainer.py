@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.training_args import OptimizerNames
 
-from . import hub, modelcard
+from . import hub, modelcard, zero
 from .callback import SharpnessCallback, at_epoch_boundary
 from .counters import counters_kept
 from .engine import Engine
@@ -82,14 +82,13 @@ class SharpnessTrainerMixin:
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()
+        deferred = getattr(self.accelerator, "deepspeed_engine_wrapped", None)
+        if isinstance(deferred, zero.DeferredStep):
+            self.accelerator.deepspeed_engine_wrapped = deferred.wrapper
 
     def _start_sharpness(self) -> None:
         """Build the engine, once model and optimizer are what they will be in training."""
         self._close_engine()
-        if self.is_deepspeed_enabled:
-            raise ValueError(
-                f"optim={self.args.optim!r} does not run under DeepSpeed: shard the model with FSDP2 instead"
-            )
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         if parallelism is not None and (parallelism.cp_enabled or getattr(parallelism, "sp_enabled", False)):
             raise ValueError(
@@ -102,19 +101,34 @@ class SharpnessTrainerMixin:
         if saved:
             method.load_state_dict(saved["attributes"]["method_state"])
         scaler = self.accelerator.scaler
+        loss_scale = scaler and (lambda: scaler.scale(torch.ones((), device=self.args.device)))
+        store = None
+        if self.is_deepspeed_enabled:
+            store, loss_scale = self._deepspeed_store()
         self._engine = Engine(
             method,
             self.model_wrapped,
             self.optimizer,
             scope=self.args.sam_scope,
-            loss_scale=scaler and (lambda: scaler.scale(torch.ones((), device=self.args.device))),
+            loss_scale=loss_scale,
             no_sync=self._gradients_unreduced,
+            store=store,
         )
         self._averages = Averages((*LOGGED, *self._engine.method.metrics))
         # A resume may begin in the middle of an epoch, which is then no new one.
         if at_epoch_boundary(self.state):
             self._engine.method.start_epoch()
         self._first_epoch_has_begun = False
+
+    def _deepspeed_store(self) -> tuple[zero.ZeroStore, Any]:
+        """Where DeepSpeed's weights are, and its loss scale; from now on it steps when the passes are over."""
+        store = zero.store_of(self.model_wrapped)
+        accelerator = self.accelerator
+        # Accelerate's wrapper of the engine, which `accelerator.backward` calls.
+        accelerator.deepspeed_engine_wrapped = zero.DeferredStep(
+            accelerator.deepspeed_engine_wrapped, at_boundary=lambda: accelerator.sync_gradients
+        )
+        return store, store.loss_scale()
 
     def _start_sharpness_late(self) -> None:
         """The same in the first step: callbacks that were restored from a checkpoint do not know their trainer."""

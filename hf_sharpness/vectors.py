@@ -13,6 +13,7 @@ used in this module only, and ``tests/test_vectors.py`` fails if a function move
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,13 @@ except ImportError:  # a torch build without distributed support has no sharded 
 
 
 Vector = list[Tensor]
+
+
+class Part:
+    """In ``like``, for a plain tensor of which every rank of a process group holds another part."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
 
 
 def local(tensors: Sequence[Tensor]) -> Vector:
@@ -98,19 +106,28 @@ def norm(vector: Vector, like: Sequence[Tensor] | None = None) -> Tensor:
     Args:
         vector: local tensors, any shapes, devices and dtypes.
         like: the tensors whose shards ``vector`` holds. Where one is a ``DTensor``, the squares are summed over the
-            mesh dimensions that shard it, so that every rank gets the norm of the whole.
+            mesh dimensions that shard it, so that every rank gets the norm of the whole; where it is a ``Part``, over
+            the ranks of its group.
     """
     if not vector:
         return torch.zeros(())
     groups: dict[object, Vector] = {}
     for tensor, owner in zip(vector, like if like is not None else vector, strict=True):
         spread = (owner.device_mesh, owner.placements) if isinstance(owner, DTensor) else None
+        if isinstance(owner, Part):
+            spread = owner
         groups.setdefault(spread, []).append(tensor)
     device = vector[0].device
     totals = []
     for spread, tensors in groups.items():
         total = torch.linalg.vector_norm(torch.stack([n.to(device) for n in _norms(tensors)]))
-        totals.append(total if spread is None else _reduced_over_shards(total, *spread))
+        if isinstance(spread, Part):
+            total = total.square()
+            torch.distributed.all_reduce(total, group=spread.group)
+            total = total.sqrt()
+        elif spread is not None:
+            total = _reduced_over_shards(total, *spread)
+        totals.append(total)
     return totals[0] if len(totals) == 1 else torch.linalg.vector_norm(torch.stack(totals))
 
 

@@ -13,7 +13,7 @@ PACKAGE = Path(hf_sharpness.__file__).parent
 LAYERS = [
     {"vectors", "snapshots", "metrics"},
     {"methods"},
-    {"support", "passes", "after_step"},
+    {"support", "stores", "zero", "passes", "after_step"},
     {"engine"},
     {"loop"},
     {"explicit", "counters", "hub", "arguments", "callback", "modelcard", "trainer", "patching"},

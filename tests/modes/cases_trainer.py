@@ -40,7 +40,7 @@ def trainer(
 
     class Recorder(transformers.TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            made.weights.append(whole(made.model))
+            made.weights.append(made.weights_of(made))
 
     defaults = {
         "output_dir": str(directory / "run"),
@@ -56,7 +56,7 @@ def trainer(
     }
     args = library.TrainingArguments(**(defaults | arguments))
     made = Recording(model=model, args=args, train_dataset=items, data_collator=collator, callbacks=[Recorder()])
-    made.weights = []
+    made.weights, made.weights_of = [], lambda made: whole(made.model)
     return made
 
 

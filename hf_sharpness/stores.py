@@ -1,0 +1,72 @@
+"""Where the base optimizer's weights and gradients are: in the model's parameters, or where DeepSpeed has them (`zero`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .support import rank_groups, sharded_modules
+from .vectors import Vector
+
+
+class Store:
+    """The usual place: the parameters in the optimizer's groups, their gradients in ``.grad``.
+
+    Args:
+        model: the model that the closures call.
+        optimizer: the base optimizer.
+    """
+
+    steps_itself = False
+    """Whether ``finish`` takes the optimizer step."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.sharded_modules = sharded_modules(model)
+        self.weights_changed()  # an evaluation leaves gathered copies in the place of the parameters
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters in the base optimizer's groups, in their order."""
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+    def named(self) -> list[tuple[str, Tensor]]:
+        """What is trained, with names for messages: its type is the one that a perturbation is rounded to."""
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    def rank_groups(self) -> list[Any]:
+        """The process groups whose ranks share one effective batch."""
+        return rank_groups(self.model, self.parameters())
+
+    def owners(self, params: Sequence[nn.Parameter]) -> Sequence[Any]:
+        """For every parameter what ``vectors.norm`` takes as ``like``."""
+        return params
+
+    def stepped_together(self, params: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+        """The parameters, grouped by the calls of the base optimizer's ``step`` that one optimizer step makes."""
+        return [params]
+
+    def copies(self) -> Vector:
+        """Further tensors that hold the weights: saved and put back with them."""
+        return []
+
+    def weights_changed(self) -> None:
+        """The parameters were moved: drop or renew what was made from their old values. All ranks call it together."""
+        for module in self.sharded_modules:
+            module.reshard()
+
+    def weights_put_back(self) -> None:
+        """Parameters and copies have their saved values again: the same, without any communication."""
+        self.weights_changed()
+
+    def before_replay(self) -> None:
+        """A pass over the whole batch begins, which is not the first of its step."""
+
+    def after_pass(self) -> None:
+        """A pass over the whole batch has ended: add its gradient to ``.grad``, if it is not there."""
+
+    def finish(self) -> None:
+        """The gradient for the base optimizer is in ``.grad``, the weights are as before the step."""

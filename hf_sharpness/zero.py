@@ -1,0 +1,288 @@
+"""DeepSpeed's ZeRO stages 1, 2 and 3: where its weights and gradients are, and when it steps.
+
+All that is private in DeepSpeed is touched in this file. Read off DeepSpeed 0.19.8; the tests in
+``tests/modes/test_mode_deepspeed.py`` run it and fail where a name moves or means something else.
+
+What the base optimizer steps is, on each rank, one part of the fp32 weights, flattened: one tensor for each parameter
+group (ZeRO-1 and 2) or sub-group (ZeRO-3). These parts are the parameters that the engine moves; a part's ``.grad`` is
+the part of the averaged gradient. The model computes with other tensors, which follow the parts when they are moved:
+the flat weights that every rank holds whole (ZeRO-1 and 2), the shards that are gathered layer by layer (ZeRO-3).
+
+DeepSpeed's public ``safe_get_*`` and ``safe_set_*`` would not do: they work on one parameter after the other with a
+collective for each, the model does not follow what they set, and ZeRO-1 and 2 have no local ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .stores import Store
+from .vectors import Part, Vector, copy_
+
+REMEDY = "shard the model with FSDP2 instead (fsdp_version: 2 in the accelerate config)"
+
+
+class ZeroStore(Store):
+    """The parts of the fp32 weights that a DeepSpeed engine's optimizer steps on this rank.
+
+    Args:
+        engine: the ``DeepSpeedEngine``.
+    """
+
+    steps_itself = True
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.zero = engine.optimizer
+        # The group over which gradients are averaged and weights are split.
+        self.group = self.zero.dp_process_group
+        self.part = Part(self.group)
+        self.sizes: list[list[int]] = []
+        self.model = engine
+        self.optimizer = self.zero.optimizer
+        # DeepSpeed splits the gradient of a part into tensors, one for each parameter in it; some are padding.
+        self.padding: list[list[bool]] = []
+
+    def parameters(self) -> list[nn.Parameter]:
+        return self.parts
+
+    def named(self) -> list[tuple[str, Tensor]]:
+        return [(f"(part {index} of DeepSpeed's master weights)", part) for index, part in enumerate(self.parts)]
+
+    def rank_groups(self) -> list[Any]:
+        return [self.group]
+
+    def owners(self, params: Sequence[nn.Parameter]) -> Sequence[Any]:
+        return [self.part] * len(params)
+
+    def stepped_together(self, params: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+        return [[part] for part in params]
+
+    def loss_scale(self) -> Callable[[], Tensor] | None:
+        """Returns the factor on the loss where DeepSpeed's fp16 scales it."""
+        if self.zero.dtype != torch.float16:
+            return None
+        return lambda: torch.tensor(float(self.zero.loss_scale), device=self.parts[0].device)
+
+    def before_replay(self) -> None:
+        self.drop_gradients()
+
+    def after_pass(self) -> None:
+        """Move the gradient that DeepSpeed has averaged into the parts' ``.grad``."""
+        # Set by DeepSpeed at the boundary of an accumulation: for every part a list of tensors.
+        averaged = [self.zero.averaged_gradients[index] for index in range(len(self.parts))]
+        self.sizes = [[t.numel() for t in tensors] for tensors in averaged]
+        # A mark that ZeRO-1 and 2 leave out of the norm.
+        self.padding = [[getattr(t, "_zero_padding", False) for t in tensors] for tensors in averaged]
+        for part, tensors in zip(self.parts, averaged, strict=True):
+            gradient = torch.cat([t.reshape(-1).to(part.dtype) for t in tensors])
+            if part.grad is None:
+                part.grad = gradient
+            else:
+                part.grad.add_(gradient)
+        self.drop_gradients()
+
+    def finish(self) -> None:
+        """Hand the parts' gradient to DeepSpeed, and have it step: clip, update, and renew the model's weights."""
+        if all(part.grad is not None for part in self.parts):  # a plain method leaves all to DeepSpeed
+            for index, part in enumerate(self.parts):
+                tensors = list(part.grad.split(self.sizes[index]))
+                for tensor, padding in zip(tensors, self.padding[index], strict=True):
+                    if padding:
+                        tensor._zero_padding = True
+                self.put_gradient(index, tensors)
+                part.grad = None
+        self.engine.step()
+
+    def drop_gradients(self) -> None:
+        """Make DeepSpeed forget every gradient it holds, so that the next pass begins anew."""
+        # Also resets ZeRO-3's count of micro-batches: the first one overwrites, the others add.
+        self.zero.zero_grad(set_to_none=True)
+
+    def put_gradient(self, index: int, tensors: Vector) -> None:
+        """Have DeepSpeed step a part with this gradient."""
+        self.zero.averaged_gradients[index] = tensors
+
+    @property
+    def parts(self) -> list[Any]:
+        """The flat fp32 tensors that the base optimizer steps on this rank."""
+        raise NotImplementedError
+
+
+class Zero12Store(ZeroStore):
+    """ZeRO-1 and 2: every rank holds the model's weights whole, as one flat tensor for each parameter group."""
+
+    @property
+    def parts(self) -> list[Any]:
+        return self.zero.single_partition_of_fp32_groups
+
+    def copies(self) -> Vector:
+        return [flat.detach() for flat in self.zero.bit16_groups_flat]
+
+    def weights_changed(self) -> None:
+        self.zero.update_lp_params()  # each part cast to the model's type, and gathered from all ranks
+
+    def weights_put_back(self) -> None:
+        """The flat weights are copies, put back as the parts are."""
+
+    def drop_gradients(self) -> None:
+        super().drop_gradients()
+        for index in range(len(self.parts)):
+            self.zero.averaged_gradients[index] = None
+            self.zero.all_grad_tensors[index] = None  # what earlier micro-batches have accumulated
+
+
+class Zero3Store(ZeroStore):
+    """ZeRO-3: every rank holds shards of the model's weights, views of one flat tensor for each sub-group."""
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine)
+        self._clear_padding()
+
+    @property
+    def parts(self) -> list[Any]:
+        return self.zero.fp32_partitioned_groups_flat
+
+    def copies(self) -> Vector:
+        # In float32 DeepSpeed may have one tensor serve as both.
+        pairs = zip(self.zero.fp16_partitioned_groups_flat, self.parts, strict=True)
+        return [flat.detach() for flat, part in pairs if flat.data_ptr() != part.data_ptr()]
+
+    def weights_changed(self) -> None:
+        self.weights_put_back()
+        for index in range(len(self.parts)):
+            # What its step does: the shards take the values of the part.
+            self.zero._reassign_or_swap_out_partitioned_parameters(index)
+
+    def weights_put_back(self) -> None:
+        # Frees what is gathered, parameters that "persist" included: the next forward gathers them again. Local.
+        self.zero._partition_all_parameters()
+
+    def drop_gradients(self) -> None:
+        super().drop_gradients()
+        # A parameter without a gradient in a pass would keep the one of an earlier pass.
+        self.zero.grad_partitions_flat_buffer.zero_()
+
+    def put_gradient(self, index: int, tensors: Vector) -> None:
+        super().put_gradient(index, tensors)
+        start = sum(part.numel() for part in self.parts[:index])
+        # The check for an fp16 overflow looks here.
+        here = self.zero.grad_partitions_flat_buffer.narrow(0, start, self.parts[index].numel())
+        copy_([here], [self.parts[index].grad])
+
+    def finish(self) -> None:
+        super().finish()
+        self.zero.grad_partitions_flat_buffer.zero_()
+
+    def _clear_padding(self) -> None:
+        """Zero the ends of shards that no weight fills: DeepSpeed allocates them without a value."""
+        rank = torch.distributed.get_rank(self.group)
+        for part, flat, params in zip(
+            self.parts, self.zero.fp16_partitioned_groups_flat, self.zero.fp16_groups, strict=True
+        ):
+            start = 0
+            for parameter in params:
+                size = parameter.partition_numel()
+                used = min(max(parameter.ds_numel - rank * size, 0), size)
+                for tensor in (part, flat):
+                    tensor.detach()[start + used : start + size].zero_()
+                start += size
+
+
+class DeferredStep:
+    """Stands in the place of Accelerate's wrapper of the engine, which steps inside the last backward.
+
+    Args:
+        wrapper: Accelerate's ``DeepSpeedEngineWrapper``.
+        at_boundary: says whether a backward is the last of an optimizer step.
+    """
+
+    def __init__(self, wrapper: Any, at_boundary: Callable[[], bool]) -> None:
+        self.wrapper = wrapper
+        self.at_boundary = at_boundary
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.wrapper, name)
+
+    def backward(self, loss: Tensor, sync_gradients: bool = True, **kwargs: Any) -> None:
+        """Accelerate's, without the step."""
+        if not torch.is_grad_enabled():
+            return  # a forward probe
+        engine = self.wrapper.engine
+        engine.set_gradient_accumulation_boundary(is_boundary=self.at_boundary())
+        engine.backward(loss, **kwargs)
+
+
+def store_of(engine: Any) -> ZeroStore:
+    """The store for a ``DeepSpeedEngine``.
+
+    Raises:
+        ValueError: the update would not be exact; the message says what to do instead.
+    """
+    check_config(engine.config)
+    kinds = _kinds()
+    kind = type(engine.optimizer)
+    if kind not in kinds:
+        raise ValueError(f"sharpness-aware steps do not run under DeepSpeed's {kind.__name__}: {REMEDY}")
+    zero = engine.optimizer
+    if "muon" in type(zero.optimizer).__name__.lower():
+        raise ValueError(
+            "sharpness-aware steps do not run with DeepSpeed's Muon, which turns each gradient into a step as it is "
+            f"reduced: use another optimizer, or {REMEDY}"
+        )
+    if zero.torch_autocast_gradscaler is not None:
+        raise ValueError(
+            "sharpness-aware steps do not run with torch_autocast in float16 under DeepSpeed: use bfloat16 "
+            f"(torch_autocast: dtype: bfloat16), or {REMEDY}"
+        )
+    return kinds[kind](engine)
+
+
+def _kinds() -> dict[type, type[ZeroStore]]:
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    return {DeepSpeedZeroOptimizer: Zero12Store, DeepSpeedZeroOptimizer_Stage3: Zero3Store}
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """Raise a ValueError for a DeepSpeed config under which the update would not be exact; names the remedy."""
+    zero = config.get("zero_optimization") or {}
+    if zero.get("stage", 0) not in (1, 2, 3):
+        raise ValueError(
+            f"zero_optimization.stage={zero.get('stage', 0)!r} of the DeepSpeed config is not supported: use stage 1, 2 "
+            "or 3, or plain DistributedDataParallel without DeepSpeed, or FSDP2"
+        )
+    for key in ("offload_optimizer", "offload_param"):
+        device = (zero.get(key) or {}).get("device", "none")
+        if device not in (None, "none"):
+            raise ValueError(
+                f"zero_optimization.{key}.device={device!r} of the DeepSpeed config is not supported, as gradients and "
+                f"weights are then copied while they are computed: {REMEDY}, which can offload to the CPU too"
+            )
+    for section, key in _REFUSED:
+        value = (config.get(section) or {}).get(key) if section else config.get(key)
+        if value not in (None, False, 0, 1, "auto"):
+            name = f"{section}.{key}" if section else key
+            raise ValueError(
+                f"{name}={value!r} of the DeepSpeed config is not supported with sharpness-aware steps: remove it, or "
+                f"{REMEDY}"
+            )
+
+
+_REFUSED = (
+    # Weights or gradients are rounded on their way, or kept a second time where a perturbation would not arrive.
+    ("zero_optimization", "zero_quantized_weights"),
+    ("zero_optimization", "zero_quantized_nontrainable_weights"),
+    ("zero_optimization", "zero_quantized_gradients"),
+    ("zero_optimization", "zero_hpz_partition_size"),
+    ("zero_optimization", "mics_shard_size"),
+    ("zero_optimization", "zenflow"),
+    # Other groups of ranks share a batch or a weight.
+    ("tensor_parallel", "autotp_size"),
+    ("", "sequence_parallel_size"),
+)
