@@ -128,9 +128,6 @@ class SharpnessArguments:
             parent()
         finally:
             self.optim = chosen
-        plugin = getattr(self, "deepspeed_plugin", None)
-        if plugin is not None:
-            zero.check_config(plugin.deepspeed_config)
 
     @property
     def uses_sharpness(self) -> bool:
@@ -172,6 +169,9 @@ class SharpnessArguments:
                 f"wsam_mode='decoupled' does not fit base_optim={self.base_optim!r}, which keeps the weights in a "
                 "second form of its own that the term would not move: use wsam_mode='coupled'"
             )
+        config = zero.read_config(getattr(self, "deepspeed", None))
+        if config is not None:
+            zero.check_config(config)
         if self.sam_scope != "global" and (getattr(self, "deepspeed", None) or _accelerate_uses_deepspeed()):
             raise ValueError(
                 f"sam_scope={self.sam_scope!r} does not run under DeepSpeed, whose ranks hold parts of the gradient: "

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from . import vectors
+from . import vectors, zero
 from .after_step import AfterStep
 from .methods import Method
 from .passes import Closure, Passes
@@ -62,6 +62,11 @@ class Engine:
         store: Store | None = None,
     ) -> None:
         self.model = model
+        if store is None and zero.is_engine(model):
+            raise ValueError(
+                "a loop of your own does not run under DeepSpeed, which steps within accelerator.backward: use "
+                "hf_sharpness.Trainer, or FSDP2"
+            )
         self.store = store or Store(model, base_optimizer(optimizer))
         self.optimizer = self.store.optimizer
         self.method = method.resolved(adaptive_base=scales_per_coordinate(self.optimizer))
@@ -176,6 +181,7 @@ class Engine:
         passes = self.passes
         if passes is not None:
             passes.restore()
+        self.store.abandon()
         self.after_step = None
         self._forget_step()
 
@@ -199,6 +205,7 @@ class Engine:
             return
         # `.data` hides the change from autograd, whose graph of an interrupted pass needs the weights only as they
         # were when it goes on, and they are.
+        self.store.check_can_save()
         live = [tensor.data for tensor in passes.live + passes.copies]
         moved = vectors.clone(live)
         vectors.copy_(live, passes.saved + passes.saved_copies)

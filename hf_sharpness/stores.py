@@ -1,4 +1,4 @@
-"""Where the base optimizer's weights and gradients are: in the model's parameters, or where DeepSpeed has them (`zero`)."""
+"""Where weights and gradients of the base optimizer are: in the model's parameters, or where DeepSpeed has them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ class Store:
         model: the model that the closures call.
         optimizer: the base optimizer.
     """
-
-    steps_itself = False
-    """Whether ``finish`` takes the optimizer step."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.model = model
@@ -49,6 +46,9 @@ class Store:
         """The parameters, grouped by the calls of the base optimizer's ``step`` that one optimizer step makes."""
         return [params]
 
+    def check_can_save(self) -> None:
+        """Raise a RuntimeError if the weights cannot be read whole in the middle of a pass."""
+
     def copies(self) -> Vector:
         """Further tensors that hold the weights: saved and put back with them."""
         return []
@@ -67,6 +67,9 @@ class Store:
 
     def after_pass(self) -> None:
         """A pass over the whole batch has ended: add its gradient to ``.grad``, if it is not there."""
+
+    def abandon(self) -> None:
+        """The step was interrupted; weights and copies have been put back."""
 
     def finish(self) -> None:
         """The gradient for the base optimizer is in ``.grad``, the weights are as before the step."""

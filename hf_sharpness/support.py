@@ -28,10 +28,12 @@ SCOPES = {
 
 
 def base_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimizer that steps, without the wrapper that Accelerate puts around it."""
-    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = optimizer.optimizer
-    return optimizer
+    """The optimizer that steps, without the wrappers that Accelerate and DeepSpeed put around it."""
+    base = inner = optimizer
+    while (inner := getattr(inner, "optimizer", None)) is not None:
+        if isinstance(inner, torch.optim.Optimizer):  # DeepSpeed's wrapper is none
+            base = inner
+    return base
 
 
 def scales_per_coordinate(optimizer: torch.optim.Optimizer) -> bool:

@@ -82,9 +82,10 @@ class SharpnessTrainerMixin:
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()
-        deferred = getattr(self.accelerator, "deepspeed_engine_wrapped", None)
+        accelerator = getattr(self, "accelerator", None)
+        deferred = getattr(accelerator, "deepspeed_engine_wrapped", None)
         if isinstance(deferred, zero.DeferredStep):
-            self.accelerator.deepspeed_engine_wrapped = deferred.wrapper
+            accelerator.deepspeed_engine_wrapped = deferred.wrapper
 
     def _start_sharpness(self) -> None:
         """Build the engine, once model and optimizer are what they will be in training."""
@@ -233,6 +234,11 @@ class SharpnessTrainerMixin:
                 hub.save(self.args, self.args.output_dir)
         with self._engine.clean_weights() if self._engine is not None else contextlib.nullcontext():
             super().save_model(output_dir, *args, **kwargs)
+
+    def _save_optimizer_and_scheduler(self, *args: Any, **kwargs: Any) -> None:
+        """transformers' own. DeepSpeed's state has the weights in it: the unperturbed ones."""
+        with self._engine.clean_weights() if self._engine is not None else contextlib.nullcontext():
+            super()._save_optimizer_and_scheduler(*args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """transformers' own, with method, hyper-parameters, measured sharpness, papers and tags."""

@@ -14,7 +14,10 @@ collective for each, the model does not follow what they set, and ZeRO-1 and 2 h
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,18 +36,15 @@ class ZeroStore(Store):
         engine: the ``DeepSpeedEngine``.
     """
 
-    steps_itself = True
-
     def __init__(self, engine: Any) -> None:
-        self.engine = engine
+        self.engine = self.model = engine
         self.zero = engine.optimizer
-        # The group over which gradients are averaged and weights are split.
+        self.optimizer = self.zero.optimizer
+        # The ranks over which gradients are averaged and weights are split.
         self.group = self.zero.dp_process_group
         self.part = Part(self.group)
-        self.sizes: list[list[int]] = []
-        self.model = engine
-        self.optimizer = self.zero.optimizer
         # DeepSpeed splits the gradient of a part into tensors, one for each parameter in it; some are padding.
+        self.sizes: list[list[int]] = []
         self.padding: list[list[bool]] = []
 
     def parameters(self) -> list[nn.Parameter]:
@@ -86,17 +86,24 @@ class ZeroStore(Store):
                 part.grad.add_(gradient)
         self.drop_gradients()
 
+    def abandon(self) -> None:
+        for part in self.parts:
+            part.grad = None
+
     def finish(self) -> None:
         """Hand the parts' gradient to DeepSpeed, and have it step: clip, update, and renew the model's weights."""
-        if all(part.grad is not None for part in self.parts):  # a plain method leaves all to DeepSpeed
-            for index, part in enumerate(self.parts):
-                tensors = list(part.grad.split(self.sizes[index]))
-                for tensor, padding in zip(tensors, self.padding[index], strict=True):
-                    if padding:
-                        tensor._zero_padding = True
-                self.put_gradient(index, tensors)
-                part.grad = None
+        if self.sizes:  # a plain method leaves all to DeepSpeed
+            self._put_gradients()
         self.engine.step()
+
+    def _put_gradients(self) -> None:
+        for index, part in enumerate(self.parts):
+            tensors = list(part.grad.split(self.sizes[index]))
+            for tensor, padding in zip(tensors, self.padding[index], strict=True):
+                if padding:
+                    tensor._zero_padding = True
+            self.put_gradient(index, tensors)
+            part.grad = None
 
     def drop_gradients(self) -> None:
         """Make DeepSpeed forget every gradient it holds, so that the next pass begins anew."""
@@ -162,6 +169,12 @@ class Zero3Store(ZeroStore):
         # Frees what is gathered, parameters that "persist" included: the next forward gathers them again. Local.
         self.zero._partition_all_parameters()
 
+    def check_can_save(self) -> None:
+        raise RuntimeError(
+            "ZeRO-3 gathers the weights from all ranks to save them, which is not possible in the middle of a pass: "
+            "save when the step has ended (in a callback's on_step_end)"
+        )
+
     def drop_gradients(self) -> None:
         super().drop_gradients()
         # A parameter without a gradient in a pass would keep the one of an earlier pass.
@@ -176,7 +189,8 @@ class Zero3Store(ZeroStore):
 
     def finish(self) -> None:
         super().finish()
-        self.zero.grad_partitions_flat_buffer.zero_()
+        if self.sizes:
+            self.drop_gradients()
 
     def _clear_padding(self) -> None:
         """Zero the ends of shards that no weight fills: DeepSpeed allocates them without a value."""
@@ -217,6 +231,20 @@ class DeferredStep:
         engine.backward(loss, **kwargs)
 
 
+def is_engine(model: Any) -> bool:
+    """Whether a model is a ``DeepSpeedEngine`` (without importing DeepSpeed)."""
+    return any(kind.__name__ == "DeepSpeedEngine" for kind in type(model).__mro__)
+
+
+def read_config(config: Any) -> dict[str, Any] | None:
+    """What ``TrainingArguments.deepspeed`` says if that is a dict or a file, else None: ``store_of`` checks again."""
+    if isinstance(config, dict):
+        return config
+    if isinstance(config, (str, os.PathLike)) and os.path.isfile(config):
+        return json.loads(Path(config).read_text())
+    return None
+
+
 def store_of(engine: Any) -> ZeroStore:
     """The store for a ``DeepSpeedEngine``.
 
@@ -225,10 +253,11 @@ def store_of(engine: Any) -> ZeroStore:
     """
     check_config(engine.config)
     kinds = _kinds()
-    kind = type(engine.optimizer)
-    if kind not in kinds:
-        raise ValueError(f"sharpness-aware steps do not run under DeepSpeed's {kind.__name__}: {REMEDY}")
     zero = engine.optimizer
+    if type(zero) not in kinds:
+        raise ValueError(f"sharpness-aware steps do not run under DeepSpeed's {type(zero).__name__}: {REMEDY}")
+    if engine.has_moe_layers:
+        raise ValueError(f"sharpness-aware steps do not run with DeepSpeed's mixture of experts: {REMEDY}")
     if "muon" in type(zero.optimizer).__name__.lower():
         raise ValueError(
             "sharpness-aware steps do not run with DeepSpeed's Muon, which turns each gradient into a step as it is "
@@ -239,7 +268,7 @@ def store_of(engine: Any) -> ZeroStore:
             "sharpness-aware steps do not run with torch_autocast in float16 under DeepSpeed: use bfloat16 "
             f"(torch_autocast: dtype: bfloat16), or {REMEDY}"
         )
-    return kinds[kind](engine)
+    return kinds[type(zero)](engine)
 
 
 def _kinds() -> dict[type, type[ZeroStore]]:
@@ -251,38 +280,54 @@ def _kinds() -> dict[type, type[ZeroStore]]:
 
 def check_config(config: dict[str, Any]) -> None:
     """Raise a ValueError for a DeepSpeed config under which the update would not be exact; names the remedy."""
-    zero = config.get("zero_optimization") or {}
-    if zero.get("stage", 0) not in (1, 2, 3):
+    zero = config.get("zero_optimization")
+    zero = zero if isinstance(zero, dict) else {}
+    stage = zero.get("stage", 0)
+    if stage not in (1, 2, 3):
         raise ValueError(
-            f"zero_optimization.stage={zero.get('stage', 0)!r} of the DeepSpeed config is not supported: use stage 1, 2 "
-            "or 3, or plain DistributedDataParallel without DeepSpeed, or FSDP2"
+            f"zero_optimization.stage={stage!r} of the DeepSpeed config is not supported with sharpness-aware steps: "
+            "use stage 1, 2 or 3; or, without DeepSpeed, DistributedDataParallel or FSDP2"
         )
-    for key in ("offload_optimizer", "offload_param"):
-        device = (zero.get(key) or {}).get("device", "none")
-        if device not in (None, "none"):
+    for name, because in REFUSED.items():
+        value: Any = config
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        number = isinstance(value, int) and not isinstance(value, bool)
+        if value > 1 if number else value not in (None, False, "none", "auto"):
             raise ValueError(
-                f"zero_optimization.{key}.device={device!r} of the DeepSpeed config is not supported, as gradients and "
-                f"weights are then copied while they are computed: {REMEDY}, which can offload to the CPU too"
+                f"{name}={value!r} of the DeepSpeed config is not supported with sharpness-aware steps, as {because}: "
+                f"remove it, or {REMEDY}"
             )
-    for section, key in _REFUSED:
-        value = (config.get(section) or {}).get(key) if section else config.get(key)
-        if value not in (None, False, 0, 1, "auto"):
-            name = f"{section}.{key}" if section else key
-            raise ValueError(
-                f"{name}={value!r} of the DeepSpeed config is not supported with sharpness-aware steps: remove it, or "
-                f"{REMEDY}"
-            )
+    accumulated = (config.get("data_types") or {}).get("grad_accum_dtype")
+    half = (config.get("bf16") or {}).get("enabled")
+    if stage == 1 and half and accumulated in ("fp32", "float32"):
+        raise ValueError(
+            "data_types.grad_accum_dtype='fp32' of the DeepSpeed config is not supported with sharpness-aware steps in "
+            "ZeRO-1 with bf16, for which DeepSpeed has an optimizer that holds all gradients whole: use stage 2, or "
+            f"{REMEDY}"
+        )
 
 
-_REFUSED = (
-    # Weights or gradients are rounded on their way, or kept a second time where a perturbation would not arrive.
-    ("zero_optimization", "zero_quantized_weights"),
-    ("zero_optimization", "zero_quantized_nontrainable_weights"),
-    ("zero_optimization", "zero_quantized_gradients"),
-    ("zero_optimization", "zero_hpz_partition_size"),
-    ("zero_optimization", "mics_shard_size"),
-    ("zero_optimization", "zenflow"),
-    # Other groups of ranks share a batch or a weight.
-    ("tensor_parallel", "autotp_size"),
-    ("", "sequence_parallel_size"),
-)
+_OFFLOADED = "DeepSpeed then moves weights and gradients to another memory within a pass"
+_ROUNDED = "DeepSpeed then rounds weights or gradients on their way between ranks"
+_SECOND_COPY = "DeepSpeed then holds weights a second time, where a perturbation does not arrive"
+_LOW_MASTERS = "the master weights then are too coarse for a perturbation"
+_GROUPS = "different weights are then averaged over different ranks"
+
+REFUSED = {
+    "zero_optimization.offload_optimizer.device": _OFFLOADED,
+    "zero_optimization.offload_param.device": _OFFLOADED,
+    "zero_optimization.zenflow": _OFFLOADED,
+    "zero_optimization.zero_quantized_weights": _ROUNDED,
+    "zero_optimization.zero_quantized_nontrainable_weights": _ROUNDED,
+    "zero_optimization.zero_quantized_gradients": _ROUNDED,
+    "zero_optimization.zero_hpz_partition_size": _SECOND_COPY,
+    "zero_optimization.mics_shard_size": _SECOND_COPY,
+    "bf16.bf16_master_weights_and_grads": _LOW_MASTERS,
+    "fp16.fp16_master_weights_and_grads": _LOW_MASTERS,
+    "tensor_parallel.autotp_size": _GROUPS,
+    "sequence_parallel_size": _GROUPS,
+    "expert_parallel.enabled": _GROUPS,
+    "compile.deepcompile": "the compiled graph then holds its own copies of the weights",
+}
+"""Entries of a DeepSpeed config that no sharpness-aware step is exact with, and why."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,41 @@ os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
 
 import deepspeed
 import torch
-from accelerate import PartialState
+import transformers
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from launch import case
-from models import Net, classification
+from models import Net, Saboteur, classification
+from reference import by_name
+from safetensors.torch import load_file
 from specs_of_modes import BASE, MAX_NORM, METHODS, named, without_decay
+from torch import nn
 
-PartialState(cpu=True)  # reads the environment above
-os.environ.pop("ACCELERATE_USE_DEEPSPEED")
-# On a CPU DeepSpeed would compile an operator of its own in place of gloo, which takes a minute.
+import hf_sharpness
+
+PartialState(cpu=True)  # reads the environment above, which a TrainingArguments must not find
+del os.environ["ACCELERATE_USE_DEEPSPEED"]
+# On a CPU DeepSpeed would compile an operator of its own for some of gloo's work, which takes a minute.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 from cases_trainer import trainer  # noqa: E402
 
 STAGES = (1, 2, 3)
-SGD = without_decay(BASE).arguments() | {"max_grad_norm": MAX_NORM}
+STEPS = 4
+SGD = without_decay(BASE).arguments() | {"max_grad_norm": MAX_NORM, "max_steps": STEPS}
+ADAM = {"base_optim": "adamw_torch", "learning_rate": 0.01, "weight_decay": 0.1, "lr_scheduler_type": "linear"}
 
 
-def config(stage: int, **sections: Any) -> dict[str, Any]:
+def config(stage: int, zero: dict[str, Any] | None = None, **sections: Any) -> dict[str, Any]:
     """Small buckets, so that there are several, and in ZeRO-3 parameters that persist and others that do not."""
     sizes = {"reduce_bucket_size": 40, "stage3_prefetch_bucket_size": 20, "stage3_param_persistence_threshold": 10}
+    saving = {"stage3_gather_16bit_weights_on_model_save": True}
     auto = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-    return {"zero_optimization": {"stage": stage, **sizes}, **dict.fromkeys(auto, "auto"), **sections}
+    return {
+        "zero_optimization": {"stage": stage} | sizes | saving | (zero or {}),
+        **dict.fromkeys(auto, "auto"),
+        **sections,
+    }
 
 
 def weights(made: Any) -> torch.Tensor:
@@ -42,11 +56,17 @@ def weights(made: Any) -> torch.Tensor:
         return torch.cat([p.detach().float().reshape(-1) for p in parameters])
 
 
-def zero_trainer(directory: Path, stage: int, model: Any = None, sections: Any = None, **arguments: Any) -> Any:
+def parts(made: Any) -> list[torch.Tensor]:
+    """What the optimizer steps, on this rank."""
+    zero = made.model_wrapped.optimizer
+    names = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat")
+    return [part.detach() for part in next(getattr(zero, name) for name in names if hasattr(zero, name))]
+
+
+def zero_trainer(directory: Path, model: nn.Module, deepspeed: dict[str, Any], **arguments: Any) -> Any:
     AcceleratorState._reset_state()
-    arguments = {"deepspeed": config(stage, **(sections or {})), "gradient_accumulation_steps": 2} | arguments
-    items = arguments.pop("items", None) or classification(80, torch.float32, seed=5)
-    made = trainer(directory, model or Net(), items, **arguments)
+    items = classification(80, torch.float32, seed=5)
+    made = trainer(directory, model, items, deepspeed=deepspeed, gradient_accumulation_steps=2, **arguments)
     made.weights_of = weights
     return made
 
@@ -57,8 +77,196 @@ def trained(*args: Any, **kwargs: Any) -> dict[str, Any]:
     return {"weights": made.weights, "log": made.state.log_history[:-1]}
 
 
-@case(*[f"{stage}-{spec.name}" for stage in STAGES for spec in METHODS])
-def exact(directory: Path, name: str) -> dict[str, Any]:
+def staged(*names: str, stages: tuple[int, ...] = STAGES) -> Callable[[Callable], Callable]:
+    """Registers `function(directory, stage, name)` for every stage and name."""
+
+    def register(function: Callable) -> Callable:
+        def run(directory: Path, variant: str) -> Any:
+            stage, _, name = variant.partition("-")
+            return function(directory, int(stage), name)
+
+        run.__module__, run.__name__ = function.__module__, function.__name__
+        case(*[f"{stage}-{name}" for stage in stages for name in names])(run)
+        return function
+
+    return register
+
+
+@staged(*[spec.name for spec in METHODS])
+def zero(directory: Path, stage: int, method: str) -> dict[str, Any]:
     """The same batches as `rank_batches` gives each rank."""
-    stage, _, method = name.partition("-")
-    return trained(directory, int(stage), **(SGD | named(method).arguments()))
+    return trained(directory, Net(), config(stage), **SGD, **named(method).arguments())
+
+
+@staged("asam-k2", "wsam-decoupled-k3")
+def adam(directory: Path, stage: int, method: str) -> dict[str, Any]:
+    """AdamW with weight decay for some parameters only, a schedule, clipping, and other ways to cut and reduce."""
+    zero = {"sub_group_size": 20, "overlap_comm": True, "round_robin_gradients": True, "contiguous_gradients": False}
+    arguments = SGD | {"optim_args": None} | ADAM | by_name(method)[0].arguments()
+    return trained(directory, Net(), config(stage, zero), **arguments)
+
+
+def dropout_and_norm() -> Net:
+    return Net(lambda: nn.Sequential(nn.Dropout(0.4), nn.BatchNorm1d(8)))
+
+
+AS_STOCK = {
+    "stock": {"optim": "sgd"},
+    "gamma_0": {"optim": "wsam", "wsam_gamma": 0.0},
+    "rho_0": {"optim": "wsam", "wsam_mode": "decoupled", "wsam_gamma": 0.5, "sam_rho": 0.0},
+}
+
+
+@staged(*AS_STOCK)
+def stock(directory: Path, stage: int, name: str) -> dict[str, Any]:
+    arguments = {"learning_rate": 0.05, "lr_scheduler_type": "linear", "max_grad_norm": MAX_NORM, "max_steps": STEPS}
+    arguments |= {"library": transformers} if name == "stock" else {"base_optim": "sgd"}
+    model = dropout_and_norm()
+    result = trained(directory, model, config(stage), **arguments, **AS_STOCK[name])
+    return result | {"buffers": [buffer.clone() for buffer in model.buffers()]}
+
+
+HALF = {
+    "bf16": {"bf16": {"enabled": True}},
+    "autocast": {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}},
+    "fp16": {"fp16": {"enabled": True, "initial_scale_power": 17, "hysteresis": 1}},
+}
+"""fp16 begins with a scale that is too large."""
+
+
+@staged(*[f"{half}-{method}" for half in HALF for method in ("sam", "wsam-decoupled")])
+def half(directory: Path, stage: int, name: str) -> dict[str, Any]:
+    half, _, method = name.partition("-")
+    accelerator = deepspeed.accelerator.get_accelerator()
+    accelerator.is_fp16_supported = lambda: True  # torch computes in fp16 here; DeepSpeed asks for faster kernels
+    flags = {half: True} if half != "autocast" else {}
+    return trained(directory, Net(), config(stage, **HALF[half]), **flags, **SGD, **named(method).arguments())
+
+
+FAULTS = {"replay": ("wsam-coupled", "forward", 4), "backward": ("wsam-decoupled", "backward", 3)}
+FAULTS |= {"probe": ("xsam", "forward", 7)}
+
+
+@staged(*FAULTS)
+def fault(directory: Path, stage: int, name: str) -> dict[str, Any]:
+    """An exception in a pass of the second step; then the weights, what DeepSpeed steps, and a saved model."""
+    method, where, number = FAULTS[name]
+    network = Net(Saboteur)
+    saboteur = network.middle
+    arguments = SGD | named(method).arguments() | ({"xsam_refresh": 1} if method == "xsam" else {})
+    made = zero_trainer(directory, network, config(stage), **arguments)
+    seen: dict[str, Any] = {"armed": False}
+
+    def fail(n: int, gradient: Any = None) -> Any:
+        if seen["armed"] and n == number:
+            seen["moved"] = [not torch.equal(a, b) for a, b in zip(seen["parts"], parts(made), strict=True)]
+            raise ZeroDivisionError("on purpose")
+        return gradient
+
+    class Arm(transformers.TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            seen.update(armed=True, parts=[part.clone() for part in parts(made)])
+            saboteur.forwards = saboteur.backwards = 0
+
+    setattr(saboteur, f"on_{where}", fail)
+    made.add_callback(Arm())
+    try:
+        made.train()
+    except ZeroDivisionError:
+        seen["armed"] = False
+    after = weights(made)
+    folder = directory / f"fault-{stage}-{name}"
+    made.save_model(str(folder))
+    torch.distributed.barrier()
+    saved = load_file(folder / "model.safetensors")
+    return {
+        "raised": not seen["armed"],
+        "moved": any(seen["moved"]),
+        "parts": all(torch.equal(a, b) for a, b in zip(seen["parts"], parts(made), strict=True)),
+        "model": torch.equal(after, made.weights[-1]),
+        "saved": torch.equal(torch.cat([saved[n].reshape(-1) for n, _ in network.named_parameters()]), after),
+        "accelerate": type(made.accelerator.deepspeed_engine_wrapped).__name__,
+    }
+
+
+@staged("stock", "ascent", "replay")
+def not_finite(directory: Path, stage: int, where: str) -> dict[str, Any]:
+    """A gradient that is not finite in one pass of the second step, on rank 1 only."""
+    network = Net(Saboteur)
+    number = {"stock": 4, "ascent": 6, "replay": 8}[where] if torch.distributed.get_rank() else None
+    network.middle.on_backward = lambda n, gradient: gradient * float("inf") if n == number else gradient
+    sharp = named("sam").arguments() | {"base_optim": "sgd"}
+    chosen = {"optim": "sgd", "library": transformers} if where == "stock" else sharp
+    arguments = {"learning_rate": 0.05, "max_grad_norm": MAX_NORM, "max_steps": STEPS}
+    return trained(directory, network, config(stage), **arguments, **chosen)
+
+
+@staged("wsam-decoupled")
+def resume(directory: Path, stage: int, method: str) -> dict[str, Any]:
+    """From a checkpoint in the middle; on the way an evaluation after every step."""
+    folder = directory / f"resume-{stage}"
+    saving = {"save_strategy": "steps", "save_steps": 2, "output_dir": str(folder)}
+    runs = []
+    for checkpoint in (None, str(folder / "checkpoint-2")):
+        arguments = SGD | saving | named(method).arguments()
+        made = zero_trainer(directory, dropout_and_norm(), config(stage), **arguments)
+
+        class Evaluating(transformers.TrainerCallback):
+            def on_step_end(self, *args: Any, made: Any = made, **kwargs: Any) -> None:
+                made.evaluate(classification(8, torch.float32))
+
+        made.add_callback(Evaluating())
+        made.train(resume_from_checkpoint=checkpoint)
+        runs.append(made.weights)
+    saved = load_file(folder / "checkpoint-2" / "model.safetensors")
+    saved = torch.cat([saved[n].reshape(-1) for n, _ in made.model.named_parameters()])
+    return {"through": runs[0], "resumed": runs[1], "saved": saved}
+
+
+@staged("save", "go_on", stages=(1, 2))
+def saving_within(directory: Path, stage: int, name: str) -> dict[str, Any]:
+    """A model saved in the middle of a replay, as a signal handler would."""
+    network = Net(Saboteur)
+    made = zero_trainer(directory, network, config(stage), **SGD, **named("sam").arguments())
+    folder = directory / f"within-{stage}"
+
+    def save(n: int) -> None:
+        if n == 8 and name == "save":
+            made.save_model(str(folder))
+
+    network.middle.on_forward = save
+    made.train()
+    torch.distributed.barrier()
+    saved = load_file(folder / "model.safetensors")
+    return {
+        "weights": made.weights,
+        "saved": torch.cat([saved[n].reshape(-1) for n, _ in network.named_parameters()]),
+    }
+
+
+def message(run: Callable[[], Any]) -> str:
+    try:
+        run()
+    except ValueError as error:
+        return str(error)
+    return "not refused"
+
+
+@case()
+def plain_loop(directory: Path) -> str:
+    AcceleratorState._reset_state()
+    plugin = transformers.TrainingArguments(output_dir=str(directory), use_cpu=True, deepspeed=config(2))
+    accelerator = Accelerator(deepspeed_plugin=plugin.deepspeed_plugin)
+    accelerator.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 4
+    model = Net()
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    return message(lambda: hf_sharpness.SAM(model, optimizer))
+
+
+@case()
+def refused_at_the_start(directory: Path) -> str:
+    """A config that the arguments cannot read, as from `accelerate launch`: DeepSpeed's own objects are looked at."""
+    arguments = SGD | named("sam").arguments()
+    made = zero_trainer(directory, Net(), config(2), **arguments)
+    made.accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"] = 0
+    return message(made.train)
