@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from .stores import Store
-from .vectors import Part, Vector, copy_
+from .vectors import Part, Vector
+
+OLDEST = (0, 19)
+"""Older versions have not been tried."""
 
 REMEDY = "shard the model with FSDP2 instead (fsdp_version: 2 in the accelerate config)"
 
@@ -102,17 +107,13 @@ class ZeroStore(Store):
             for tensor, padding in zip(tensors, self.padding[index], strict=True):
                 if padding:
                     tensor._zero_padding = True
-            self.put_gradient(index, tensors)
+            self.zero.averaged_gradients[index] = tensors
             part.grad = None
 
     def drop_gradients(self) -> None:
         """Make DeepSpeed forget every gradient it holds, so that the next pass begins anew."""
         # Also resets ZeRO-3's count of micro-batches: the first one overwrites, the others add.
         self.zero.zero_grad(set_to_none=True)
-
-    def put_gradient(self, index: int, tensors: Vector) -> None:
-        """Have DeepSpeed step a part with this gradient."""
-        self.zero.averaged_gradients[index] = tensors
 
     @property
     def parts(self) -> list[Any]:
@@ -180,13 +181,6 @@ class Zero3Store(ZeroStore):
         # A parameter without a gradient in a pass would keep the one of an earlier pass.
         self.zero.grad_partitions_flat_buffer.zero_()
 
-    def put_gradient(self, index: int, tensors: Vector) -> None:
-        super().put_gradient(index, tensors)
-        start = sum(part.numel() for part in self.parts[:index])
-        # The check for an fp16 overflow looks here.
-        here = self.zero.grad_partitions_flat_buffer.narrow(0, start, self.parts[index].numel())
-        copy_([here], [self.parts[index].grad])
-
     def finish(self) -> None:
         super().finish()
         if self.sizes:
@@ -252,6 +246,7 @@ def store_of(engine: Any) -> ZeroStore:
         ValueError: the update would not be exact; the message says what to do instead.
     """
     check_config(engine.config)
+    _check_version()
     kinds = _kinds()
     zero = engine.optimizer
     if type(zero) not in kinds:
@@ -269,6 +264,15 @@ def store_of(engine: Any) -> ZeroStore:
             f"(torch_autocast: dtype: bfloat16), or {REMEDY}"
         )
     return kinds[type(zero)](engine)
+
+
+def _check_version() -> None:
+    version = metadata.version("deepspeed")
+    if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < OLDEST:
+        raise ValueError(
+            f"sharpness-aware steps do not run under DeepSpeed {version}, which keeps gradients elsewhere: install "
+            f"{'.'.join(map(str, OLDEST))} or newer, or {REMEDY}"
+        )
 
 
 def _kinds() -> dict[type, type[ZeroStore]]:

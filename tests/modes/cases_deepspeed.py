@@ -19,7 +19,7 @@ from launch import case
 from models import Net, Saboteur, classification
 from reference import by_name
 from safetensors.torch import load_file
-from specs_of_modes import BASE, MAX_NORM, METHODS, named, without_decay
+from specs_of_modes import BASE, MAX_NORM, METHODS, Branching, named, without_decay
 from torch import nn
 
 import hf_sharpness
@@ -32,7 +32,7 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 from cases_trainer import trainer  # noqa: E402
 
 STAGES = (1, 2, 3)
-STEPS = 4
+STEPS = 3
 SGD = without_decay(BASE).arguments() | {"max_grad_norm": MAX_NORM, "max_steps": STEPS}
 ADAM = {"base_optim": "adamw_torch", "learning_rate": 0.01, "weight_decay": 0.1, "lr_scheduler_type": "linear"}
 
@@ -58,14 +58,18 @@ def weights(made: Any) -> torch.Tensor:
 
 def parts(made: Any) -> list[torch.Tensor]:
     """What the optimizer steps, on this rank."""
+    return [part.detach() for part in parts_as_they_are(made)]
+
+
+def parts_as_they_are(made: Any) -> list[torch.Tensor]:
     zero = made.model_wrapped.optimizer
     names = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat")
-    return [part.detach() for part in next(getattr(zero, name) for name in names if hasattr(zero, name))]
+    return next(getattr(zero, name) for name in names if hasattr(zero, name))
 
 
 def zero_trainer(directory: Path, model: nn.Module, deepspeed: dict[str, Any], **arguments: Any) -> Any:
     AcceleratorState._reset_state()
-    items = classification(80, torch.float32, seed=5)
+    items = arguments.pop("items", None) or classification(80, torch.float32, seed=5)
     made = trainer(directory, model, items, deepspeed=deepspeed, gradient_accumulation_steps=2, **arguments)
     made.weights_of = weights
     return made
@@ -101,7 +105,7 @@ def zero(directory: Path, stage: int, method: str) -> dict[str, Any]:
 @staged("asam-k2", "wsam-decoupled-k3")
 def adam(directory: Path, stage: int, method: str) -> dict[str, Any]:
     """AdamW with weight decay for some parameters only, a schedule, clipping, and other ways to cut and reduce."""
-    zero = {"sub_group_size": 20, "overlap_comm": True, "round_robin_gradients": True, "contiguous_gradients": False}
+    zero = {"sub_group_size": 20, "overlap_comm": True, "round_robin_gradients": True, "parameter_alignment": True}
     arguments = SGD | {"optim_args": None} | ADAM | by_name(method)[0].arguments()
     return trained(directory, Net(), config(stage, zero), **arguments)
 
@@ -134,7 +138,7 @@ HALF = {
 """fp16 begins with a scale that is too large."""
 
 
-@staged(*[f"{half}-{method}" for half in HALF for method in ("sam", "wsam-decoupled")])
+@staged("bf16-sam", "bf16-wsam-decoupled", "autocast-sam", "fp16-wsam-decoupled")
 def half(directory: Path, stage: int, name: str) -> dict[str, Any]:
     half, _, method = name.partition("-")
     accelerator = deepspeed.accelerator.get_accelerator()
@@ -185,6 +189,7 @@ def fault(directory: Path, stage: int, name: str) -> dict[str, Any]:
         "parts": all(torch.equal(a, b) for a, b in zip(seen["parts"], parts(made), strict=True)),
         "model": torch.equal(after, made.weights[-1]),
         "saved": torch.equal(torch.cat([saved[n].reshape(-1) for n, _ in network.named_parameters()]), after),
+        "grads": all(part.grad is None for part in parts_as_they_are(made)),
         "accelerate": type(made.accelerator.deepspeed_engine_wrapped).__name__,
     }
 
@@ -223,25 +228,46 @@ def resume(directory: Path, stage: int, method: str) -> dict[str, Any]:
     return {"through": runs[0], "resumed": runs[1], "saved": saved}
 
 
-@staged("save", "go_on", stages=(1, 2))
+@staged("save", "go_on")
 def saving_within(directory: Path, stage: int, name: str) -> dict[str, Any]:
-    """A model saved in the middle of a replay, as a signal handler would."""
+    """A checkpoint made in the middle of a replay, on all ranks together."""
     network = Net(Saboteur)
-    made = zero_trainer(directory, network, config(stage), **SGD, **named("sam").arguments())
     folder = directory / f"within-{stage}"
+    arguments = SGD | {"output_dir": str(folder)} | named("sam").arguments()
+    made = zero_trainer(directory, network, config(stage), **arguments)
+    before: list[torch.Tensor] = []
 
     def save(n: int) -> None:
+        if n == 5:  # the second step begins
+            before.extend(part.clone() for part in parts(made))
         if n == 8 and name == "save":
-            made.save_model(str(folder))
+            made._save_checkpoint(made.model, trial=None)
 
     network.middle.on_forward = save
-    made.train()
+    try:
+        made.train()
+    except RuntimeError as error:
+        return {"error": str(error)}
     torch.distributed.barrier()
-    saved = load_file(folder / "model.safetensors")
+    if name == "go_on":
+        return {"weights": made.weights}
+    saved = load_file(folder / "checkpoint-1" / "model.safetensors")
+    state = next(folder.glob(f"checkpoint-1/global_step*/*rank_{torch.distributed.get_rank()}_*optim_states.pt"))
+    state = torch.load(state, weights_only=False)["optimizer_state_dict"]["single_partition_of_fp32_groups"]
     return {
         "weights": made.weights,
         "saved": torch.cat([saved[n].reshape(-1) for n, _ in network.named_parameters()]),
+        "parts": all(torch.equal(a, b) for a, b in zip(before, state, strict=True)),
     }
+
+
+@staged("sam", "wsam-decoupled", stages=(3,))
+def unused(directory: Path, stage: int, method: str) -> dict[str, Any]:
+    """A layer without a gradient in some steps: DeepSpeed's ZeRO-3 alone would use its gradient of an earlier step."""
+    items = [
+        item | {"branch": torch.tensor(i // 16 % 2)} for i, item in enumerate(classification(80, torch.float32, 5))
+    ]
+    return trained(directory, Branching(), config(stage), items=items, **SGD, **named(method).arguments())
 
 
 def message(run: Callable[[], Any]) -> str:

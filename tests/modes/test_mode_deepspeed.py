@@ -11,17 +11,18 @@ from typing import Any
 import pytest
 import torch
 from launch import Ranks
-from models import Net
+from models import Net, classification, collate
 from reference import AdamW, Record, Spec, by_name, flat, linear_schedule, reference_run
-from specs_of_modes import BASE, MAX_NORM, METHODS, SCOPED, joined, rank_batches, without_decay
+from specs_of_modes import BASE, MAX_NORM, METHODS, SCOPED, Branching, joined, rank_batches, without_decay
 
 from hf_sharpness import TrainingArguments
 
 Launcher = Callable[[str], Ranks]
-STEPS = 4
+STEPS = 3
 ROUNDING = {"rtol": 0, "atol": 5e-7}
 """DeepSpeed computes in float32: about 7e-8 were seen."""
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+SAM, DECOUPLED = by_name("sam", "wsam-decoupled")
 by_method = pytest.mark.parametrize("spec", METHODS, ids=str)
 by_stage = pytest.mark.parametrize("stage", [1, 2, 3])
 
@@ -88,8 +89,9 @@ def test_zero_is_stock(stage: int, name: str, ranks: Launcher) -> None:
 
 @needs_deepspeed
 @by_stage
-@pytest.mark.parametrize("spec", by_name("sam", "wsam-decoupled"), ids=str)
-@pytest.mark.parametrize("half", ["bf16", "autocast", "fp16"])
+@pytest.mark.parametrize(
+    ("half", "spec"), [("bf16", SAM), ("bf16", DECOUPLED), ("autocast", SAM), ("fp16", DECOUPLED)], ids=str
+)
 @pytest.mark.shows(mode="DeepSpeed, ZeRO-{stage}, {half} = float32", result="within rounding")
 def test_zero_in_half_precision(stage: int, half: str, spec: Spec, ranks: Launcher) -> None:
     """The fp32 master weights move by rho, and the update is float32's but for the rounding of the passes. In fp16 the
@@ -101,6 +103,7 @@ def test_zero_in_half_precision(stage: int, half: str, spec: Spec, ranks: Launch
         if half == "fp16":
             start = flat(Net()).half().float()
             assert 1 <= len(moved) < STEPS
+            assert all(logged.get("ascent_grad_norm", 0) < 2 for logged in result["log"])
             assert torch.equal(result["weights"][0], start)
             assert not torch.equal(result["weights"][-1], start)
         else:
@@ -131,7 +134,7 @@ def test_zero_gradient_that_is_not_finite(stage: int, where: str, ranks: Launche
     launched = ranks("cases_deepspeed")
     results = launched[f"not_finite-{stage}-{where}"] + launched[f"not_finite-{stage}-stock"]
     for result in results:
-        first, second, third, _ = result["weights"]
+        first, second, third = result["weights"]
         assert torch.equal(first, second)
         assert not torch.equal(second, third)
         assert result["weights"][-1].isfinite().all()
@@ -149,14 +152,33 @@ def test_zero_resume(stage: int, spec: Spec, ranks: Launcher) -> None:
 
 
 @needs_deepspeed
+@pytest.mark.parametrize("spec", [SAM, DECOUPLED], ids=str)
+@pytest.mark.shows(mode="DeepSpeed, ZeRO-3, parameters without a gradient in some steps", result="within rounding")
+def test_zero_unused_parameters(spec: Spec, ranks: Launcher) -> None:
+    items = [item | {"branch": torch.tensor(i // 16 % 2)} for i, item in enumerate(classification(80, seed=5))]
+    batches = [collate(items[start : start + 4]) for start in range(0, 16 * STEPS, 4)]
+    steps = [batches[start : start + 4] for start in range(0, len(batches), 4)]
+    base = without_decay(BASE).reference()
+    records = reference_run(Branching(), steps, spec.reference(), base, [BASE.lr] * STEPS, MAX_NORM)
+    check(ranks("cases_deepspeed")[f"unused-3-{spec.name}"], records)
+
+
+@needs_deepspeed
+def test_zero_3_does_not_save_in_the_middle(ranks: Launcher) -> None:
+    for result in ranks("cases_deepspeed")["saving_within-3-save"]:
+        assert "on_step_end" in result["error"]
+
+
+@needs_deepspeed
 @pytest.mark.parametrize("stage", [1, 2])
-@pytest.mark.shows(mode="DeepSpeed, ZeRO-{stage}, saving in the middle of a replay", method="SAM", result="clean")
+@pytest.mark.shows(mode="DeepSpeed, ZeRO-{stage}, checkpoint in the middle of a replay", method="SAM", result="clean")
 def test_zero_save_in_the_middle(stage: int, ranks: Launcher) -> None:
     """What is saved are the weights before the step, and training goes on as without."""
     launched = ranks("cases_deepspeed")
     saving, going_on = launched[f"saving_within-{stage}-save"], launched[f"saving_within-{stage}-go_on"]
     for result, other in zip(saving, going_on, strict=True):
         assert torch.equal(result["saved"], result["weights"][0])
+        assert result["parts"]
         assert all(torch.equal(a, b) for a, b in zip(result["weights"], other["weights"], strict=True))
 
 
