@@ -36,7 +36,7 @@ def test_fsdp2_equals_one_process(case: str, spec: Spec, ranks: Launcher) -> Non
 
 @pytest.mark.parametrize("wrapper", ["fsdp2", "hsdp"])
 @by_method
-@pytest.mark.shows(mode="{wrapper} (DistributedConfig) = DDP, Trainer", result="exact")
+@pytest.mark.shows(mode="{wrapper} (DistributedConfig) = DDP, Trainer", brief="FSDP2 (`{wrapper}`)", result="exact")
 def test_trainer_sharded_at_load_equals_ddp(wrapper: str, spec: Spec, ranks: Launcher) -> None:
     """A tiny Llama in float64, weights and logged series."""
     launched = ranks("cases_trainer")
@@ -49,7 +49,7 @@ def test_trainer_sharded_at_load_equals_ddp(wrapper: str, spec: Spec, ranks: Lau
 
 
 @by_method
-@pytest.mark.shows(mode="FSDP2 gathering in bf16 = float32", result="within rounding")
+@pytest.mark.shows(mode="FSDP2 gathering in bf16 = float32", brief="FSDP2 with bf16", result="within rounding")
 def test_fsdp2_mixed_precision(spec: Spec, ranks: Launcher) -> None:
     reference = expected(spec)
     way = (reference[-1] - flat(Net(nn.PReLU))).norm()
@@ -93,7 +93,9 @@ def test_fsdp2_buffers_stay_sharded(spec: Spec, ranks: Launcher) -> None:
 
 
 @by_method
-@pytest.mark.shows(mode="FSDP2: torch.distributed.checkpoint and resume", result="exact")
+@pytest.mark.shows(
+    mode="FSDP2: torch.distributed.checkpoint and resume", brief="FSDP2: checkpoint, resume", result="exact"
+)
 def test_fsdp2_resume(spec: Spec, ranks: Launcher) -> None:
     for result in ranks("cases_ddp")[f"fsdp2_resume-{spec}"]:
         assert torch.equal(result["through"], result["resumed"])
@@ -108,7 +110,9 @@ def test_fsdp2_checkpoint_of_the_weights(spec: Spec, ranks: Launcher) -> None:
 
 
 @pytest.mark.parametrize("spec", [s for s in SCOPED if not s.name.startswith("global")], ids=str)
-@pytest.mark.shows(mode="FSDP2, scopes device and micro_batch", result="refused")
+@pytest.mark.shows(
+    mode="FSDP2, scopes device and micro_batch", brief="FSDP2, scopes device and micro_batch", result="refused"
+)
 def test_fsdp2_refuses_smaller_scopes(spec: Spec, ranks: Launcher) -> None:
     for text in ranks("cases_ddp")[f"fsdp2_refused-{spec}"]:
         assert "FSDP2" in text
@@ -131,7 +135,7 @@ def test_fsdp2_trainer_refuses_smaller_scopes(scope: str, ranks: Launcher) -> No
 
 
 @by_method
-@pytest.mark.shows(mode="FSDP1", result="refused")
+@pytest.mark.shows(mode="FSDP1", brief="FSDP1", result="refused")
 def test_fsdp1_is_refused(spec: Spec, ranks: Launcher) -> None:
     for text in ranks("cases_ddp")[f"fsdp1_refused-{spec}"]:
         assert "FSDP1" in text
@@ -139,7 +143,7 @@ def test_fsdp1_is_refused(spec: Spec, ranks: Launcher) -> None:
 
 
 @by_method
-@pytest.mark.shows(mode="Tensor parallel (DistributedConfig), plain loop", result="exact")
+@pytest.mark.shows(mode="Tensor parallel (DistributedConfig), plain loop", brief="Tensor parallel", result="exact")
 def test_tensor_parallel_equals_one_process(spec: Spec, ranks: Launcher) -> None:
     launched = ranks("cases_trainer")
     for two, one in zip(launched[f"tensor_parallel-2-{spec}"], launched[f"tensor_parallel-1-{spec}"], strict=True):

@@ -21,7 +21,7 @@ ITEMS = classification(64, torch.float32)
 
 
 @by_method
-@pytest.mark.shows(mode="bf16 autocast, Trainer = float32", result="within rounding")
+@pytest.mark.shows(mode="bf16 autocast, Trainer = float32", brief="`--bf16`", result="within rounding")
 def test_bf16_is_float32_within_rounding(spec: Spec, train: Any) -> None:
     """The distance to the float32 run is a small part of the way the weights went, as it is for a stock Trainer."""
     arguments = BASE.arguments() | spec.arguments() | {"num_train_epochs": 1, "gradient_accumulation_steps": 2}
@@ -220,7 +220,9 @@ def run_scaled(
 @pytest.mark.parametrize("max_norm", [MAX_NORM, 0.0], ids=["clipped", "unclipped"])
 @pytest.mark.parametrize("where", list(WHERE))
 @by_method
-@pytest.mark.shows(mode="fp16 overflow, GradScaler, Trainer", result="skipped as stock")
+@pytest.mark.shows(
+    mode="fp16 overflow, GradScaler, Trainer", brief="`--fp16`: overflow in any pass", result="skipped as stock"
+)
 def test_trainer_skips_as_stock(
     spec: Spec, where: str, max_norm: float, optim: str, skipped: bool, train: Any, clean_accelerate: None
 ) -> None:
@@ -258,7 +260,7 @@ def test_trainer_scaling_changes_nothing(spec: Spec, max_norm: float, train: Any
 
 
 @by_method
-@pytest.mark.shows(mode="fp16 autocast with GradScaler, Trainer = float32", result="within rounding")
+@pytest.mark.shows(mode="fp16 autocast with GradScaler, Trainer = float32", brief="`--fp16`", result="within rounding")
 def test_fp16_is_float32_within_rounding(spec: Spec, train: Any, clean_accelerate: None) -> None:
     arguments = BASE.arguments()
     mixed = run_scaled(train, spec, frozenset(), Net(Saboteur), True, **arguments)
@@ -272,7 +274,7 @@ def test_fp16_is_float32_within_rounding(spec: Spec, train: Any, clean_accelerat
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @by_method
-@pytest.mark.shows(mode="Weights stored in bf16 or fp16", result="refused")
+@pytest.mark.shows(mode="Weights stored in bf16 or fp16", brief="Weights stored in bf16 or fp16", result="refused")
 def test_half_precision_weights_are_refused(spec: Spec, dtype: torch.dtype, train: Any) -> None:
     """Before the first step, with the remedy."""
     run = train(Net().to(dtype), classification(16, dtype), **spec.arguments(), max_steps=2, catch=ValueError)
