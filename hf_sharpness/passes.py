@@ -107,7 +107,7 @@ class Passes:
         gradient_norm = self._ascent_norm(gradient)
         self._save()
         vectors.displacement_(gradient, length, gradient_norm, self.params, self.saved if adaptive else None)
-        vectors.add_(self.live, gradient)
+        vectors.move_(self.live, gradient)
         self._weights_changed()
         return gradient
 
@@ -117,7 +117,7 @@ class Passes:
         self._save()
         vectors.copy_(self.live, gradient)
         vectors.displacement_(self.live, length, gradient_norm, self.params, self.saved if adaptive else None)
-        vectors.add_(self.live, self.saved)
+        vectors.move_(self.live, self.saved)
         self._weights_changed()
 
     def _ascent_norm(self, gradient: Vector) -> Tensor:
@@ -186,7 +186,7 @@ class Passes:
         self._measure_displacement()
         vectors.copy_(self.live, self.saved)
         for factor, vector in terms:
-            vectors.add_(self.live, vector, factor)
+            vectors.move_(self.live, vector, factor)
         self._weights_changed()
         self.skip_backward = SkipBackward()
         torch.set_grad_enabled(False)  # restore() turns it on again, wherever an interrupt comes

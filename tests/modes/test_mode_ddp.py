@@ -10,7 +10,7 @@ import pytest
 import torch
 from launch import Ranks
 from models import Batch, Net, TinyLM, classification, steps_of
-from reference import Base, Spec, reference_run, token_losses
+from reference import Base, Spec, by_name, reference_run, token_losses
 from specs_of_modes import (
     BASE,
     MAX_NORM,
@@ -151,6 +151,15 @@ def test_ddp_static_graph_works_or_is_refused(scope: str, spec: Spec, ranks: Lau
 def test_ddp_replicas_stay_equal(scope: str, spec: Spec, ranks: Launcher) -> None:
     """Bit for bit, in float32 with AdamW; the long run is in test_mode_soak.py."""
     first, second = ranks("cases_ddp")[f"replicas-{spec}"]
+    assert first.isfinite().all()
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("spec", by_name("sam", "wsam-coupled", "xsam"), ids=str)
+@pytest.mark.shows(mode="DDP with weights stored in bf16: replicas equal", result="exact")
+def test_ddp_replicas_with_bf16_weights_stay_equal(spec: Spec, ranks: Launcher) -> None:
+    """Though every rank rounds its perturbed weights by random numbers of its own."""
+    first, second = ranks("cases_trainer")[f"bf16_weights-{spec}"]
     assert first.isfinite().all()
     assert torch.equal(first, second)
 
