@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from launch import Ranks
 from models import Net
-from reference import Spec, flat, reference_run
+from reference import Spec, by_name, flat, reference_run
 from specs_of_modes import BASE, MAX_NORM, METHODS, SCOPED, joined, rank_batches
 from torch import nn
 
@@ -41,11 +42,38 @@ def test_trainer_sharded_at_load_equals_ddp(wrapper: str, spec: Spec, ranks: Lau
     """A tiny Llama in float64, weights and logged series."""
     launched = ranks("cases_trainer")
     for ours, ddp in zip(launched[f"llama_by-{wrapper}-{spec}"], launched[f"llama_by-ddp-{spec}"], strict=True):
-        for sharded, replicated in zip(ours["weights"], ddp["weights"], strict=True):
-            torch.testing.assert_close(sharded, replicated, **ROUNDING)
-        for a, b in zip(ours["log"], ddp["log"], strict=True):
-            assert a.keys() == b.keys()
-            assert all(a[key] == pytest.approx(b[key], rel=1e-6, abs=1e-6) for key in a)
+        assert_equal_runs(ours, ddp)
+
+
+def assert_equal_runs(ours: dict[str, Any], ddp: dict[str, Any]) -> None:
+    for sharded, replicated in zip(ours["weights"], ddp["weights"], strict=True):
+        torch.testing.assert_close(sharded, replicated, **ROUNDING)
+    for a, b in zip(ours["log"], ddp["log"], strict=True):
+        assert a.keys() == b.keys()
+        assert all(a[key] == pytest.approx(b[key], rel=1e-6, abs=1e-6) for key in a)
+
+
+@by_method
+@pytest.mark.shows(mode="FSDP2 (accelerate launch) = DDP, Trainer", brief="FSDP2 (`accelerate`)", result="exact")
+def test_accelerates_fsdp2_equals_ddp(spec: Spec, ranks: Launcher) -> None:
+    """Accelerate's own code on CPUs, which it does not offer: see cases_accelerate.py."""
+    launched, others = ranks("cases_accelerate"), ranks("cases_trainer")
+    for ours, ddp in zip(launched[f"accelerate_fsdp2-{spec}"], others[f"llama_by-ddp-{spec}"], strict=True):
+        assert_equal_runs(ours, ddp)
+
+
+@by_method
+@pytest.mark.shows(mode="FSDP2 (accelerate launch): sharded checkpoint and resume", result="exact")
+def test_accelerates_fsdp2_resumes(spec: Spec, ranks: Launcher) -> None:
+    for run in ranks("cases_accelerate")[f"accelerate_fsdp2-{spec}"]:
+        assert torch.equal(torch.stack(run["resumed"]), torch.stack(run["weights"][2:]))
+
+
+@pytest.mark.parametrize("spec", by_name("sam", "wsam-decoupled"), ids=str)
+@pytest.mark.shows(mode="FSDP2 (accelerate launch): full checkpoint", result="exact")
+def test_accelerates_fsdp2_full_checkpoint(spec: Spec, ranks: Launcher) -> None:
+    for run in ranks("cases_accelerate")[f"full_checkpoint-{spec}"]:
+        assert torch.equal(run["saved"], run["weights"][1])
 
 
 @by_method
