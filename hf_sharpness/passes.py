@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,6 +61,7 @@ class Passes:
         self.random_after = RandomState(accelerators_of(engine.model.parameters()))
         self.metrics: dict[str, Tensor | float] = {"loss": loss}
         self.params: list[nn.Parameter] = []
+        self.owners: Sequence[Any] = []
         self.live: Vector = []
         self.saved: Vector = []
         self.copies: Vector = []
@@ -111,7 +112,7 @@ class Passes:
         gradient_norm = self._ascent_norm(gradient)
         self._save()
         vectors.displacement_(gradient, length, gradient_norm, self.owners, self.saved if adaptive else None)
-        vectors.add_(self.live, gradient)
+        vectors.move_(self.live, gradient)
         self._weights_changed()
         return gradient
 
@@ -121,7 +122,7 @@ class Passes:
         self._save()
         vectors.copy_(self.live, gradient)
         vectors.displacement_(self.live, length, gradient_norm, self.owners, self.saved if adaptive else None)
-        vectors.add_(self.live, self.saved)
+        vectors.move_(self.live, self.saved)
         self._weights_changed()
 
     def _ascent_norm(self, gradient: Vector) -> Tensor:
@@ -195,7 +196,7 @@ class Passes:
         self._measure_displacement()
         vectors.copy_(self.live, self.saved)
         for factor, vector in terms:
-            vectors.add_(self.live, vector, factor)
+            vectors.move_(self.live, vector, factor)
         self._weights_changed()
         self.skip_backward = SkipBackward()
         torch.set_grad_enabled(False)  # restore() turns it on again, wherever an interrupt comes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -89,6 +90,41 @@ def mean_over_ranks(values: Tensor, groups: list[Any]) -> Tensor:
     return values
 
 
+FLOAT32_INSTEAD = (
+    "load the model in float32 (from_pretrained(..., dtype=torch.float32)) and train with bf16 or fp16 autocast "
+    "(--bf16 or --fp16), which keeps its speed"
+)
+
+
+def _check_precision(method: Method, model: nn.Module, trainable: Sequence[tuple[str, Tensor]]) -> None:
+    """Weights stored in bfloat16 are rounded stochastically when they move, with a warning; float16 has no such way."""
+    stored = {parameter.dtype: name for name, parameter in reversed(trainable)}
+    if torch.float16 in stored:
+        raise ValueError(
+            f"the trainable parameter {stored[torch.float16]} is stored in torch.float16: a perturbation is lost in "
+            f"rounding and underflow. Instead, {FLOAT32_INSTEAD}"
+        )
+    name = stored.get(torch.bfloat16)
+    if name is None:
+        return
+    if method.adds_after_step:
+        raise ValueError(
+            f"the trainable parameter {name} is stored in torch.bfloat16, where the term that mode='decoupled' adds "
+            f"after the step is lost in rounding: use mode='coupled', or {FLOAT32_INSTEAD}"
+        )
+    if any(is_sharded(p) for _, p in trainable) and not sharded_modules(model):
+        raise ValueError(
+            f"the trainable parameter {name} is stored in torch.bfloat16: the ranks of a tensor-parallel group would "
+            f"round the weights that they share differently. Instead, {FLOAT32_INSTEAD}"
+        )
+    warnings.warn(
+        f"the trainable parameter {name} is stored in torch.bfloat16: perturbed weights are rounded stochastically, "
+        "which keeps the perturbation but makes it longer than rho by noise, and the base optimizer's own small steps "
+        f"are lost in rounding. For exact steps, {FLOAT32_INSTEAD}",
+        stacklevel=2,
+    )
+
+
 def check_supported(
     method: Method,
     model: nn.Module,
@@ -116,13 +152,7 @@ def check_supported(
         raise ValueError(
             f"scope={scope!r} needs every rank to hold all weights, but these are sharded (FSDP2): use scope='global'"
         )
-    for name, parameter in trainable:
-        if parameter.dtype in (torch.bfloat16, torch.float16):
-            raise ValueError(
-                f"the trainable parameter {name} is stored in {parameter.dtype}: most of a perturbation is lost in "
-                "rounding. Load the model in float32 (from_pretrained(..., dtype=torch.float32)) and train with bf16 "
-                "or fp16 autocast (--bf16 or --fp16), which keeps its speed"
-            )
+    _check_precision(method, model, trainable)
     if method.adds_after_step:
         if any("lr" not in group for group in optimizer.param_groups):
             raise ValueError(

@@ -1,7 +1,7 @@
-"""Writes docs/modes.md: runs every fast test in tests/modes and keeps what those that passed have shown.
+"""Writes docs/modes.md and the README's short table: runs every test in tests/modes and keeps what has been shown.
 
-python scripts/mode_table.py            # run them and write the table
-python scripts/mode_table.py --check    # run nothing: is the committed table that of the tests' markers?
+python scripts/mode_table.py            # run them, the slow ones too, and write the tables of those that passed
+python scripts/mode_table.py --check    # run nothing: are the committed tables those of the tests' markers?
 """
 
 from __future__ import annotations
@@ -13,43 +13,34 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "modes.md"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- modes: begin -->", "<!-- modes: end -->"
+PYTEST = ("pytest", "tests/modes", "-q", "-m", "", "-p", "no:cacheprovider", "-p", "no:xdist")
 
 
-def tests(page: Path, *options: str) -> int:
-    """Run (or only collect) the tests; the table goes to `page`."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "tests/modes",
-        "-q",
-        "-m",
-        "not slow",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-    ]
-    return subprocess.run([*command, "--modes-table", str(page), *options], cwd=ROOT).returncode
-
-
-def claimed() -> str:
-    """The table if every marked test passed."""
+def tables(*options: str) -> tuple[int, str, str]:
+    """Run (or only collect) the tests. Returns pytest's exit code, the page, and the README with the short table."""
     with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "modes.md"
-        code = tests(page, "--collect-only", "-qq")
-        if code:
-            raise SystemExit(code)
-        return page.read_text()
+        page = Path(folder, "modes.md")
+        done = subprocess.run([sys.executable, "-m", *PYTEST, "--modes-table", str(page), *options], cwd=ROOT)
+        if not page.exists():
+            raise SystemExit(done.returncode)
+        head, rest = README.read_text().split(BEGIN)
+        readme = f"{head}{BEGIN}\n{page.with_suffix('.brief').read_text()}{END}{rest.split(END)[1]}"
+        return done.returncode, page.read_text(), readme
 
 
 def main() -> int:
     if "--check" in sys.argv:
-        if not PAGE.exists() or PAGE.read_text() != claimed():
-            print(f"{PAGE.relative_to(ROOT)} is not what the tests show: run python scripts/mode_table.py")
+        code, page, readme = tables("--collect-only", "-qq")
+        if code or PAGE.read_text() != page or README.read_text() != readme:
+            print("docs/modes.md or README.md is not what the tests show: run python scripts/mode_table.py")
             return 1
         return 0
-    return tests(PAGE)
+    code, page, readme = tables()
+    PAGE.write_text(page)
+    README.write_text(readme)
+    return code
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ class ModelSection:
         tokenizer: Hub id, folder or `builtin:minilm` of the tokenizer. Default None: that of `name_or_path`.
         pretrained: Load the weights of `name_or_path` (True, the default), or use its configuration and tokenizer
             only and start from random weights (False).
-        dtype: Type of the weights: float32 (the default; the perturbation of a sharpness-aware step is lost in
-            narrower weights, use `training.bf16` for speed instead), bfloat16, float16 or auto (as stored).
+        dtype: Type of the weights: float32 (the default; for speed use `training.bf16` with it), bfloat16 (small steps
+            are lost in rounding), float16 (refused with sharpness-aware steps) or auto (as stored).
         ignore_mismatched_sizes: Replace a stored classification head of another size by a new one. Default False:
             such a head is an error.
         revision: Branch, tag or commit on the Hub. Default None: the main branch.

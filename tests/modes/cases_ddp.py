@@ -328,7 +328,7 @@ def fsdp2_evaluated(directory: Path, what: str) -> str:
     optimizer = BASE.torch(model.parameters())
     with torch.no_grad():
         model(x=torch.zeros(2, 6))
-    return message(lambda: named("global-sam" if what == "bf16" else "device-sam").ours(model, optimizer))
+    return message(lambda: named("global-wsam-decoupled" if what == "bf16" else "device-sam").ours(model, optimizer))
 
 
 @case(*[spec.name for spec in METHODS])

@@ -115,6 +115,12 @@ def bf16(directory: Path, name: str) -> torch.Tensor:
     return trained(directory, Net(), classification(80, torch.float32), **arguments)["weights"][-1]
 
 
+@case("sam", "wsam-coupled", "xsam")
+def bf16_weights(directory: Path, name: str) -> torch.Tensor:
+    arguments = named(name).arguments() | {"base_optim": "adamw_torch", "max_steps": 8, "learning_rate": 0.01}
+    return trained(directory, Net().bfloat16(), classification(80, torch.bfloat16), **arguments)["weights"][-1]
+
+
 # Sharded at load time by transformers.
 
 

@@ -21,6 +21,7 @@ class Claim:
     method: str
     result: str
     test: str
+    brief: str | None = None
 
 
 def claims_of(item: pytest.Item) -> list[Claim]:
@@ -34,8 +35,9 @@ def claims_of(item: pytest.Item) -> list[Claim]:
         if marker.kwargs["result"] not in RESULTS:
             raise pytest.UsageError(f"{item.nodeid}: result={marker.kwargs['result']!r} is none of {RESULTS}")
         mode = marker.kwargs["mode"].format(**parameters)
+        brief = marker.kwargs.get("brief")
         for method in methods_of(marker.kwargs.get("method"), parameters):
-            claims.append(Claim(mode, method, marker.kwargs["result"], test))
+            claims.append(Claim(mode, method, marker.kwargs["result"], test, brief and brief.format(**parameters)))
     return claims
 
 
@@ -76,6 +78,7 @@ class Claims:
         shown = self.all if only_collected else self.passed - self.failed
         claims = [claim for nodeid in self.all if nodeid in shown for claim in self.all[nodeid]]
         Path(self.table).write_text(page(claims))
+        Path(self.table).with_suffix(".brief").write_text(rows((c for c in claims if c.brief), "brief"))
 
 
 HEAD = """# What runs in which mode
@@ -95,14 +98,19 @@ What needs a GPU is in [gpu.md](gpu.md).
 
 def page(claims: Iterable[Claim]) -> str:
     """The whole file."""
+    return HEAD + rows(claims, "mode")
+
+
+def rows(claims: Iterable[Claim], key: str) -> str:
+    """A table with a row for every value of one attribute of the claims."""
     claims = list(claims)
     rows = ["| mode | " + " | ".join(METHODS) + " | shown by |", "|---" * (len(METHODS) + 2) + "|"]
-    for mode in dict.fromkeys(claim.mode for claim in claims):
-        of_mode = [claim for claim in claims if claim.mode == mode]
+    for mode in dict.fromkeys(getattr(claim, key) for claim in claims):
+        of_mode = [claim for claim in claims if getattr(claim, key) == mode]
         cells = [cell(claim.result for claim in of_mode if claim.method == method) for method in METHODS]
         tests = ", ".join(f"`{test}`" for test in dict.fromkeys(claim.test for claim in of_mode))
         rows.append(f"| {mode} | {' | '.join(cells)} | {tests} |")
-    return HEAD + "\n".join(rows) + "\n"
+    return "\n".join(rows) + "\n"
 
 
 def cell(results: Iterable[str]) -> str:

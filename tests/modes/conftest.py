@@ -11,8 +11,9 @@ from claims import Claims
 from launch import Ranks, launch
 
 MARKER = (
-    "shows(mode, result, method=None): what a passing test shows for docs/modes.md. `result` is one of claims.RESULTS; "
-    "`method` one name, a list of them, 'all', or by default that of the test's `spec`."
+    "shows(mode, result, method=None, brief=None): what a passing test shows for docs/modes.md. `result` is one of "
+    "claims.RESULTS; `method` one name, a list of them, 'all', or by default that of the test's `spec`; `brief` the "
+    "row of the README's short table, for the modes that belong there."
 )
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from launch import Ranks
 from models import Batch, Net, TinyLM, classification, steps_of
-from reference import Base, Spec, reference_run, token_losses
+from reference import Base, Spec, by_name, reference_run, token_losses
 from specs_of_modes import (
     BASE,
     MAX_NORM,
@@ -60,7 +60,7 @@ def test_ddp_equals_one_process(scope: str, spec: Spec, ranks: Launcher) -> None
 
 
 @by_scope
-@pytest.mark.shows(mode="DDP, scope {scope}, 2 ranks = 1, Trainer", result="exact")
+@pytest.mark.shows(mode="DDP, scope {scope}, 2 ranks = 1, Trainer", brief="DDP, scope {scope}", result="exact")
 def test_ddp_trainer_equals_one_process(scope: str, spec: Spec, ranks: Launcher) -> None:
     """With gradient accumulation, clipping and momentum; every rank logs the same numbers."""
     first, second = ranks("cases_trainer")[f"ddp-{spec}"]
@@ -72,7 +72,9 @@ def test_ddp_trainer_equals_one_process(scope: str, spec: Spec, ranks: Launcher)
 
 @pytest.mark.parametrize("scope", ["device", "micro_batch"])
 @pytest.mark.shows(mode="DDP, scope {scope}, 2 ranks = 1, plain loop", method="XSAM", result="refused")
-@pytest.mark.shows(mode="DDP, scope {scope}, 2 ranks = 1, Trainer", method="XSAM", result="refused")
+@pytest.mark.shows(
+    mode="DDP, scope {scope}, 2 ranks = 1, Trainer", brief="DDP, scope {scope}", method="XSAM", result="refused"
+)
 def test_xsam_is_global(scope: str, tmp_path: Path) -> None:
     """One plane and one alpha for all ranks: by its definition."""
     network = Net()
@@ -110,7 +112,7 @@ def test_ddp_uneven_batches(scope: str, spec: Spec, ranks: Launcher) -> None:
 
 
 @by_scope
-@pytest.mark.shows(mode="DDP, scope {scope}, unused parameters", result="exact")
+@pytest.mark.shows(mode="DDP, scope {scope}, unused parameters", brief="DDP, scope {scope}", result="exact")
 def test_ddp_unused_parameters(scope: str, spec: Spec, ranks: Launcher) -> None:
     """A layer that no rank uses, and later one rank alone."""
     by_rank = [rank_batches(rank, 6, 1) for rank in (0, 1)]
@@ -149,6 +151,15 @@ def test_ddp_static_graph_works_or_is_refused(scope: str, spec: Spec, ranks: Lau
 def test_ddp_replicas_stay_equal(scope: str, spec: Spec, ranks: Launcher) -> None:
     """Bit for bit, in float32 with AdamW; the long run is in test_mode_soak.py."""
     first, second = ranks("cases_ddp")[f"replicas-{spec}"]
+    assert first.isfinite().all()
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("spec", by_name("sam", "wsam-coupled", "xsam"), ids=str)
+@pytest.mark.shows(mode="DDP with weights stored in bf16: replicas equal", result="exact")
+def test_ddp_replicas_with_bf16_weights_stay_equal(spec: Spec, ranks: Launcher) -> None:
+    """Though every rank rounds its perturbed weights by random numbers of its own."""
+    first, second = ranks("cases_trainer")[f"bf16_weights-{spec}"]
     assert first.isfinite().all()
     assert torch.equal(first, second)
 
@@ -200,7 +211,11 @@ def test_ddp_communicates_no_more_than_needed(scope: str, spec: Spec, ranks: Lau
 
 @pytest.mark.parametrize("where", ["ascent", "replay", "both"])
 @by_scope
-@pytest.mark.shows(mode="DDP, scope {scope}, fp16 overflow on one rank only", result="skipped as stock")
+@pytest.mark.shows(
+    mode="DDP, scope {scope}, fp16 overflow on one rank only",
+    brief="DDP, scope {scope}: fp16 overflow on one rank",
+    result="skipped as stock",
+)
 def test_ddp_overflow_on_one_rank(scope: str, spec: Spec, where: str, ranks: Launcher) -> None:
     """A real GradScaler: no deadlock, both ranks skip that step and only that, both halve the scale once."""
     first, second = ranks("cases_ddp")[f"overflow-{where}-{spec}"]

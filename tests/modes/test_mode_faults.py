@@ -94,7 +94,11 @@ class Loop:
     ],
     ids=str,
 )
-@pytest.mark.shows(mode="Exception or interrupt at any line of any pass", result="clean")
+@pytest.mark.shows(
+    mode="Exception or interrupt at any line of any pass",
+    brief="Exception or Ctrl-C anywhere in a step",
+    result="clean",
+)
 def test_an_interrupt_at_any_line(spec: Spec, accumulation: int) -> None:
     """Every line of this package that a step comes past raises once: the weights are those before the step, bit for
     bit, nothing is held, and the next step goes through."""
@@ -281,7 +285,11 @@ def run_saving(train: Any, spec: Spec, saving: Saving, **options: Any) -> Any:
 
 @pytest.mark.parametrize("how", ["save_model", "checkpoint"])
 @pytest.mark.parametrize("spec", [*METHODS, *DEEP], ids=str)
-@pytest.mark.shows(mode="Saving in the middle of any pass (a signal handler), then exit", result="clean")
+@pytest.mark.shows(
+    mode="Saving in the middle of any pass (a signal handler), then exit",
+    brief="SIGTERM with save in the middle of a pass",
+    result="clean",
+)
 def test_a_save_in_the_middle_of_a_pass(spec: Spec, how: str, train: Any, tmp_path: Path) -> None:
     """SIGTERM at every forward pass of the second step; the handler saves and exits: the weights are clean."""
     per_step = calls(spec, 2)
@@ -370,7 +378,9 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @by_method
-@pytest.mark.shows(mode="SIGKILL in a replay, then resume from the last checkpoint", result="exact")
+@pytest.mark.shows(
+    mode="SIGKILL in a replay, then resume from the last checkpoint", brief="SIGKILL, then resume", result="exact"
+)
 def test_killed_and_resumed(spec: Spec, killed: Path, train: Any) -> None:
     """With dropout, accumulation and a schedule; AdamW."""
     from killed import ARGUMENTS, KILLED_IN_STEP, network
@@ -411,7 +421,7 @@ class BeforeStep(transformers.TrainerCallback):
 
 @accumulations
 @by_method
-@pytest.mark.shows(mode="NaN loss in any pass, no scaler", result="clean")
+@pytest.mark.shows(mode="NaN loss in any pass, no scaler", brief="NaN loss", result="clean")
 def test_a_loss_that_is_not_a_number(spec: Spec, accumulation: int, train: Any) -> None:
     """In any forward of the second step: when the base optimizer is about to step the weights are those after the
     first step, bit for bit. (It may then spoil them, as a stock Trainer does.)"""

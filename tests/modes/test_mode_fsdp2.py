@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from launch import Ranks
 from models import Net
-from reference import Spec, flat, reference_run
+from reference import Spec, by_name, flat, reference_run
 from specs_of_modes import BASE, MAX_NORM, METHODS, SCOPED, joined, rank_batches
 from torch import nn
 
@@ -36,20 +37,47 @@ def test_fsdp2_equals_one_process(case: str, spec: Spec, ranks: Launcher) -> Non
 
 @pytest.mark.parametrize("wrapper", ["fsdp2", "hsdp"])
 @by_method
-@pytest.mark.shows(mode="{wrapper} (DistributedConfig) = DDP, Trainer", result="exact")
+@pytest.mark.shows(mode="{wrapper} (DistributedConfig) = DDP, Trainer", brief="FSDP2 (`{wrapper}`)", result="exact")
 def test_trainer_sharded_at_load_equals_ddp(wrapper: str, spec: Spec, ranks: Launcher) -> None:
     """A tiny Llama in float64, weights and logged series."""
     launched = ranks("cases_trainer")
     for ours, ddp in zip(launched[f"llama_by-{wrapper}-{spec}"], launched[f"llama_by-ddp-{spec}"], strict=True):
-        for sharded, replicated in zip(ours["weights"], ddp["weights"], strict=True):
-            torch.testing.assert_close(sharded, replicated, **ROUNDING)
-        for a, b in zip(ours["log"], ddp["log"], strict=True):
-            assert a.keys() == b.keys()
-            assert all(a[key] == pytest.approx(b[key], rel=1e-6, abs=1e-6) for key in a)
+        assert_equal_runs(ours, ddp)
+
+
+def assert_equal_runs(ours: dict[str, Any], ddp: dict[str, Any]) -> None:
+    for sharded, replicated in zip(ours["weights"], ddp["weights"], strict=True):
+        torch.testing.assert_close(sharded, replicated, **ROUNDING)
+    for a, b in zip(ours["log"], ddp["log"], strict=True):
+        assert a.keys() == b.keys()
+        assert all(a[key] == pytest.approx(b[key], rel=1e-6, abs=1e-6) for key in a)
 
 
 @by_method
-@pytest.mark.shows(mode="FSDP2 gathering in bf16 = float32", result="within rounding")
+@pytest.mark.shows(mode="FSDP2 (accelerate launch) = DDP, Trainer", brief="FSDP2 (`accelerate`)", result="exact")
+def test_accelerates_fsdp2_equals_ddp(spec: Spec, ranks: Launcher) -> None:
+    """Accelerate's own code on CPUs, which it does not offer: see cases_accelerate.py."""
+    launched, others = ranks("cases_accelerate"), ranks("cases_trainer")
+    for ours, ddp in zip(launched[f"accelerate_fsdp2-{spec}"], others[f"llama_by-ddp-{spec}"], strict=True):
+        assert_equal_runs(ours, ddp)
+
+
+@by_method
+@pytest.mark.shows(mode="FSDP2 (accelerate launch): sharded checkpoint and resume", result="exact")
+def test_accelerates_fsdp2_resumes(spec: Spec, ranks: Launcher) -> None:
+    for run in ranks("cases_accelerate")[f"accelerate_fsdp2-{spec}"]:
+        assert torch.equal(torch.stack(run["resumed"]), torch.stack(run["weights"][2:]))
+
+
+@pytest.mark.parametrize("spec", by_name("sam", "wsam-decoupled"), ids=str)
+@pytest.mark.shows(mode="FSDP2 (accelerate launch): full checkpoint", result="exact")
+def test_accelerates_fsdp2_full_checkpoint(spec: Spec, ranks: Launcher) -> None:
+    for run in ranks("cases_accelerate")[f"full_checkpoint-{spec}"]:
+        assert torch.equal(run["saved"], run["weights"][1])
+
+
+@by_method
+@pytest.mark.shows(mode="FSDP2 gathering in bf16 = float32", brief="FSDP2 with bf16", result="within rounding")
 def test_fsdp2_mixed_precision(spec: Spec, ranks: Launcher) -> None:
     reference = expected(spec)
     way = (reference[-1] - flat(Net(nn.PReLU))).norm()
@@ -93,7 +121,9 @@ def test_fsdp2_buffers_stay_sharded(spec: Spec, ranks: Launcher) -> None:
 
 
 @by_method
-@pytest.mark.shows(mode="FSDP2: torch.distributed.checkpoint and resume", result="exact")
+@pytest.mark.shows(
+    mode="FSDP2: torch.distributed.checkpoint and resume", brief="FSDP2: checkpoint, resume", result="exact"
+)
 def test_fsdp2_resume(spec: Spec, ranks: Launcher) -> None:
     for result in ranks("cases_ddp")[f"fsdp2_resume-{spec}"]:
         assert torch.equal(result["through"], result["resumed"])
@@ -108,7 +138,9 @@ def test_fsdp2_checkpoint_of_the_weights(spec: Spec, ranks: Launcher) -> None:
 
 
 @pytest.mark.parametrize("spec", [s for s in SCOPED if not s.name.startswith("global")], ids=str)
-@pytest.mark.shows(mode="FSDP2, scopes device and micro_batch", result="refused")
+@pytest.mark.shows(
+    mode="FSDP2, scopes device and micro_batch", brief="FSDP2, scopes device and micro_batch", result="refused"
+)
 def test_fsdp2_refuses_smaller_scopes(spec: Spec, ranks: Launcher) -> None:
     for text in ranks("cases_ddp")[f"fsdp2_refused-{spec}"]:
         assert "FSDP2" in text
@@ -131,7 +163,7 @@ def test_fsdp2_trainer_refuses_smaller_scopes(scope: str, ranks: Launcher) -> No
 
 
 @by_method
-@pytest.mark.shows(mode="FSDP1", result="refused")
+@pytest.mark.shows(mode="FSDP1", brief="FSDP1", result="refused")
 def test_fsdp1_is_refused(spec: Spec, ranks: Launcher) -> None:
     for text in ranks("cases_ddp")[f"fsdp1_refused-{spec}"]:
         assert "FSDP1" in text
@@ -139,7 +171,7 @@ def test_fsdp1_is_refused(spec: Spec, ranks: Launcher) -> None:
 
 
 @by_method
-@pytest.mark.shows(mode="Tensor parallel (DistributedConfig), plain loop", result="exact")
+@pytest.mark.shows(mode="Tensor parallel (DistributedConfig), plain loop", brief="Tensor parallel", result="exact")
 def test_tensor_parallel_equals_one_process(spec: Spec, ranks: Launcher) -> None:
     launched = ranks("cases_trainer")
     for two, one in zip(launched[f"tensor_parallel-2-{spec}"], launched[f"tensor_parallel-1-{spec}"], strict=True):

@@ -46,7 +46,7 @@ ARGUMENTS = {"max_steps": 4, "per_device_train_batch_size": 4, "max_grad_norm": 
 
 
 @by_method
-@pytest.mark.shows(mode="PEFT (LoRA): only adapters are perturbed, Trainer", result="exact")
+@pytest.mark.shows(mode="PEFT (LoRA): only adapters are perturbed, Trainer", brief="PEFT (LoRA)", result="exact")
 def test_only_adapters_climb(spec: Spec, train: Any) -> None:
     """The update of the adapters is the float64 reference's, whose weights are the adapters alone."""
     model = with_adapters(llama()).double()
@@ -111,7 +111,9 @@ def test_memory_is_the_adapters(spec: Spec) -> None:
 
 
 @by_method
-@pytest.mark.shows(mode="PEFT over a base stored in bf16, --bf16", result="within rounding")
+@pytest.mark.shows(
+    mode="PEFT over a base stored in bf16, --bf16", brief="PEFT over a bf16 base", result="within rounding"
+)
 def test_adapters_over_a_bf16_base(spec: Spec, train: Any) -> None:
     """Frozen weights may be bf16: the adapters are float32, and all of the perturbation is there."""
     model = with_adapters(llama(torch.bfloat16))
@@ -139,7 +141,7 @@ class Int8Linear(nn.Module):
 
 
 @by_method
-@pytest.mark.shows(mode="PEFT over an int8 base", result="exact")
+@pytest.mark.shows(mode="PEFT over an int8 base", brief="PEFT over an int8 base", result="exact")
 def test_adapters_over_an_int8_base(spec: Spec, train: Any) -> None:
     """Integer parameters and buffers are neither copied nor in the way; the run is that over the same base in float."""
     quantised, plain = with_adapters(llama()).double(), with_adapters(llama()).double()

@@ -44,7 +44,11 @@ class Gauge(transformers.TrainerCallback):
 
 
 @by_method
-@pytest.mark.shows(mode="2000 steps in the Trainer: memory flat, values finite", result="clean")
+@pytest.mark.shows(
+    mode="2000 steps in the Trainer: memory flat, values finite",
+    brief="2000 steps: memory flat, values finite",
+    result="clean",
+)
 def test_nothing_grows(spec: Spec, train: Any) -> None:
     """With dropout and BatchNorm: as many live tensors after 2000 steps as after 500, but for what the test keeps."""
     model = Net(lambda: nn.Sequential(nn.Dropout(0.2), nn.BatchNorm1d(8)))
@@ -84,7 +88,9 @@ def test_replicas_after_200_steps(scope: str, spec: Spec, soaked: Ranks) -> None
 
 
 @pytest.mark.parametrize("spec", [s for s in SCOPED if s.settings["scope"] == "global"], ids=str)
-@pytest.mark.shows(mode="DDP: replicas after 2000 steps, memory flat", result="exact")
+@pytest.mark.shows(
+    mode="DDP: replicas after 2000 steps, memory flat", brief="DDP: replicas after 2000 steps", result="exact"
+)
 def test_replicas_after_2000_steps(spec: Spec, soaked: Ranks) -> None:
     (first, growth), (second, other_growth) = soaked[f"two_thousand-{spec}"]
     assert first.isfinite().all()

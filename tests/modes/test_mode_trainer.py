@@ -39,7 +39,7 @@ def assert_stock_at_rho_0(train: Any, spec: Spec, model: nn.Module, items: Any, 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @by_method
-@pytest.mark.shows(mode="torch.compile ({backend})", result="within rounding")
+@pytest.mark.shows(mode="torch.compile ({backend})", brief="`torch_compile`, {backend}", result="within rounding")
 def test_compiled(spec: Spec, backend: str, train: Any) -> None:
     torch._dynamo.reset()
     arguments = SGD | spec.arguments() | {"max_steps": 3, "gradient_accumulation_steps": 2}
@@ -67,7 +67,9 @@ def documents(count: int = 32) -> list[Batch]:
 
 @pytest.mark.parametrize("reentrant", [True, False])
 @by_method
-@pytest.mark.shows(mode="Gradient checkpointing, reentrant: {reentrant}", result="exact")
+@pytest.mark.shows(
+    mode="Gradient checkpointing, reentrant: {reentrant}", brief="Gradient checkpointing, both variants", result="exact"
+)
 def test_gradient_checkpointing(spec: Spec, reentrant: bool, train: Any) -> None:
     """With dropout: the run is bit for bit the one without checkpointing."""
     arguments = SGD | spec.arguments() | {"max_steps": 3, "gradient_accumulation_steps": 2}
@@ -95,7 +97,11 @@ def out_of_memory_at(number: int) -> Net:
 
 
 @by_method
-@pytest.mark.shows(mode="auto_find_batch_size, out of memory in the replay", result="exact")
+@pytest.mark.shows(
+    mode="auto_find_batch_size, out of memory in the replay",
+    brief="`auto_find_batch_size`, out of memory in the replay",
+    result="exact",
+)
 def test_out_of_memory_in_the_replay(spec: Spec, train: Any) -> None:
     """The run is bit for bit the one that began with the batch size which is found."""
     arguments = {"max_steps": 5, "gradient_accumulation_steps": 2} | SGD | spec.arguments()
@@ -165,7 +171,9 @@ def waiting_losses(model: nn.Module, micro_batches: Sequence[Batch]) -> list[tor
 
 
 @by_method
-@pytest.mark.shows(mode="IterableDataset, epochs that end within an accumulation", result="exact")
+@pytest.mark.shows(
+    mode="IterableDataset, epochs that end within an accumulation", brief="IterableDataset", result="exact"
+)
 def test_stream_with_a_remainder(spec: Spec, train: Any) -> None:
     """What waits for the next epoch is part of the effective batch there: in every pass, for every method. XSAM
     searches in the first step of each of the three epochs."""
@@ -426,7 +434,9 @@ def test_seq2seq_is_stock_at_rho_0(spec: Spec, train: Any) -> None:
 
 
 @by_method
-@pytest.mark.shows(mode="Seq2SeqTrainer with predict_with_generate", result="clean")
+@pytest.mark.shows(
+    mode="Seq2SeqTrainer with predict_with_generate", brief="Seq2SeqTrainer with generation", result="clean"
+)
 def test_seq2seq_generates_with_clean_weights(spec: Spec, train: Any) -> None:
     """Generation in the middle of training changes nothing in it: the run is the one that never evaluated."""
     options = seq2seq(hf_sharpness) | SGD | spec.arguments()
