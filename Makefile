@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO_ENV ?= .venv
 TEST_ENV ?= .venv-test
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all test-deepspeed lint clean
 
 demo: $(DEMO_ENV)/.ready
 	$(DEMO_ENV)/bin/hf-sharpness train recipes/digits-vit.yaml
@@ -16,6 +16,9 @@ test: $(TEST_ENV)/.ready
 
 test-all: $(TEST_ENV)/.ready
 	$(TEST_ENV)/bin/python -m pytest -n 2 --dist loadfile -m ""
+
+test-deepspeed: $(TEST_ENV)/deepspeed/.ready
+	$(TEST_ENV)/deepspeed/bin/python -m pytest tests/modes/test_mode_deepspeed.py
 
 lint: $(TEST_ENV)/.ready
 	$(TEST_ENV)/bin/ruff format .
@@ -31,6 +34,14 @@ $(TEST_ENV)/.ready: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(TEST_ENV)
 	$(TEST_ENV)/bin/python -m pip install --quiet -c constraints.txt torch
 	$(TEST_ENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[test]"
+	touch $@
+
+# An environment on top of the tests': with DeepSpeed installed every process that makes a Trainer imports it.
+$(TEST_ENV)/deepspeed/.ready: $(TEST_ENV)/.ready
+	$(PYTHON) -m venv $(TEST_ENV)/deepspeed
+	$(TEST_ENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+		$$($(TEST_ENV)/deepspeed/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth
+	$(TEST_ENV)/deepspeed/bin/python -m pip install --quiet -c constraints.txt -e ".[deepspeed]"
 	touch $@
 
 clean:

@@ -18,6 +18,7 @@ NEEDS = {
     "lora-sft": ("trl", "peft"),
     "vit": ("datasets", "sklearn"),
     "text-classification": ("datasets",),
+    "deepspeed": ("deepspeed",),
 }
 MADE_BY_CI = ("make ", "pip ")
 """Commands that set the environment up: CI runs them, this test lives in what they made."""

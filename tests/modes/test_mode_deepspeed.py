@@ -42,7 +42,9 @@ def check(results: list[dict[str, Any]], records: list[Record]) -> None:
 @needs_deepspeed
 @by_stage
 @by_method
-@pytest.mark.shows(mode="DeepSpeed, ZeRO-{stage}, 2 ranks = 1, Trainer", result="within rounding")
+@pytest.mark.shows(
+    mode="DeepSpeed, ZeRO-{stage}, 2 ranks = 1, Trainer", result="within rounding", brief="DeepSpeed, ZeRO-{stage}"
+)
 def test_zero_equals_one_process(stage: int, spec: Spec, ranks: Launcher) -> None:
     """SGD with momentum, two micro-batches, clipping by DeepSpeed; and what is logged."""
     records = expected(spec)

@@ -181,7 +181,7 @@ def test_accelerate_environment(
 def test_deepspeed_environment(value: str, where: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", value)
     with pytest.raises(ValueError, match="does not run under DeepSpeed"):
-        TrainingArguments(**where, optim="wsam")
+        TrainingArguments(**where, optim="wsam", sam_scope="device")
 
 
 @pytest.mark.parametrize("cls", CLASSES)
