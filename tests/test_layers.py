@@ -16,7 +16,7 @@ LAYERS = [
     {"support", "passes", "after_step"},
     {"engine"},
     {"loop"},
-    {"explicit", "counters", "hub", "arguments", "callback", "modelcard", "trainer", "patching"},
+    {"explicit", "counters", "first_pass", "hub", "arguments", "callback", "modelcard", "trainer", "patching"},
     {"tasks", "run"},
     {"cli"},
 ]
