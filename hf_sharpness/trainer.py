@@ -220,6 +220,8 @@ class SharpnessTrainerMixin:
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """transformers' own, with method, hyper-parameters, measured sharpness, papers and tags."""
+        if self.uses_sharpness and hasattr(self.model, "add_model_tags"):  # PEFT makes a card's tags anew from these
+            self.model.add_model_tags(modelcard.tags(self.args))
         super().create_model_card(*args, **kwargs)
         if self.uses_sharpness and self.is_world_process_zero():
             card = Path(self.args.output_dir, "README.md")

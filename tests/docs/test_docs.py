@@ -44,6 +44,7 @@ def run(command: list[str], folder: Path) -> None:
         "HF_HOME": str(folder / "hf-home"),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",  # the stand-ins have relative names
     }
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

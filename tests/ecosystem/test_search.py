@@ -27,7 +27,7 @@ def start(backend: str, folder: Path, output: str) -> subprocess.Popen:
 
 
 def finished(process: subprocess.Popen, folder: Path, output: str) -> dict[str, Any]:
-    log, _ = process.communicate(timeout=300)
+    log, _ = process.communicate(timeout=900)
     assert process.returncode == 0, log[-4000:]
     return json.loads((folder / output).read_text())
 
