@@ -17,7 +17,7 @@ LAYERS = [
     {"engine"},
     {"loop"},
     {"explicit", "counters", "first_pass", "hub", "arguments", "callback", "modelcard", "trainer", "patching"},
-    {"tasks", "run"},
+    {"tasks", "run", "integrations"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

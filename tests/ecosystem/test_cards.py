@@ -86,7 +86,9 @@ def test_trl(lora: bool, tmp_path: Path) -> None:
     assert "arxiv.org/abs/2305.15817" in our_text
     assert "yue2023wsam" in our_text
     assert "- sharpness: " in our_text
-    assert our_text.index("# Model Card for out") < our_text.index("### Sharpness-aware") < our_text.index("### Framework")
+    assert (
+        our_text.index("# Model Card for out") < our_text.index("### Sharpness-aware") < our_text.index("### Framework")
+    )
 
 
 def test_an_adapter_without_trl(train: Any, tmp_path: Path) -> None:

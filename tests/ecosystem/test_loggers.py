@@ -66,7 +66,12 @@ def logged(folder: Path, logger: str, method: str) -> Series:
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
         "TRACKIO_DIR": str(folder / "trackio"),
     }
-    command = [sys.executable, HERE / "logged_run.py", "--use_cpu", *(t for k, v in flags.items() for t in (f"--{k}", v))]
+    command = [
+        sys.executable,
+        HERE / "logged_run.py",
+        "--use_cpu",
+        *(t for k, v in flags.items() for t in (f"--{k}", v)),
+    ]
     environment = {**os.environ, **offline, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True, timeout=300
@@ -100,7 +105,9 @@ def from_trackio(folder: Path, names: set[str]) -> Series:
 
 @pytest.mark.slow
 @every_method
-@pytest.mark.parametrize(("logger", "read"), [("wandb", from_wandb), ("mlflow", from_mlflow), ("trackio", from_trackio)])
+@pytest.mark.parametrize(
+    ("logger", "read"), [("wandb", from_wandb), ("mlflow", from_mlflow), ("trackio", from_trackio)]
+)
 def test_offline(logger: str, read: Callable[[Path, set[str]], Series], method: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(logger) is None:
         pytest.skip(f"needs {logger}")

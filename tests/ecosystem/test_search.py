@@ -62,7 +62,9 @@ def test_ray(tmp_path: Path) -> None:
         pytest.skip("needs ray")
     result = finished(start("ray", tmp_path, "result"), tmp_path, "result")
     check(result, trials=4)
-    assert {tuple(values.values()) for values, _ in result["trials"]} == {(r, g) for r in (0.05, 0.4) for g in (0.2, 0.7)}
+    assert {tuple(values.values()) for values, _ in result["trials"]} == {
+        (r, g) for r in (0.05, 0.4) for g in (0.2, 0.7)
+    }
 
 
 @pytest.mark.slow

@@ -42,7 +42,9 @@ def run(folder: Path, layout: str, kind: str, *shapes: str) -> None:
 def test_completions_are_generated_once(layout: str, kind: str, shapes: tuple[str, ...], tmp_path: Path) -> None:
     run(tmp_path, layout, kind, *shapes)
     for shape in shapes:
-        runs = {path.stem.removeprefix(f"{shape}-"): json.loads(path.read_text()) for path in tmp_path.glob(f"{shape}-*")}
+        runs = {
+            path.stem.removeprefix(f"{shape}-"): json.loads(path.read_text()) for path in tmp_path.glob(f"{shape}-*")
+        }
         stock = runs.pop("stock")
         assert set(runs) == set(REPLAYS)
         assert runs["sam-0"]["weights"] == stock["weights"]
@@ -73,6 +75,4 @@ def check_replays(made: dict[str, Any]) -> None:
 def clean_logs(made: dict[str, Any]) -> list[dict[str, float]]:
     ours = ("perturbed_loss", "sharpness", "ascent_grad_norm", "perturbation_norm")
     times = ("time", "runtime", "per_second", "total_flos")
-    return [
-        {k: v for k, v in entry.items() if k not in ours and not k.endswith(times)} for entry in made["history"]
-    ]
+    return [{k: v for k, v in entry.items() if k not in ours and not k.endswith(times)} for entry in made["history"]]

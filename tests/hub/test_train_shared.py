@@ -90,7 +90,10 @@ def refused(folder: Path, *arguments: str) -> tuple[int, str]:
     [
         (RECIPE + "  output_dir: /tmp/elsewhere\n", "training: 'output_dir': '/tmp/elsewhere' is not allowed"),
         (RECIPE + "  hub_token: x\n", "training: 'hub_token': 'x' is not allowed"),
-        (RECIPE.replace("model_type: vit", "name_or_path: /home/user/model"), "model: '/home/user/model' is not allowed"),
+        (
+            RECIPE.replace("model_type: vit", "name_or_path: /home/user/model"),
+            "model: '/home/user/model' is not allowed",
+        ),
         (RECIPE.replace("[accuracy]", "[./metric.py]"), "metrics: './metric.py' is not allowed"),
         (RECIPE.replace("0.07", "!!python/object/apply:os.system [touch pwned]"), "the tag "),
     ],
