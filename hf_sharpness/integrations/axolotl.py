@@ -24,7 +24,7 @@ _ARGUMENTS = [f.name for f in dataclasses.fields(SharpnessArguments) if f.name n
 SharpnessInput = pydantic.create_model(
     "SharpnessInput",
     sharpness=(Literal[tuple(METHODS)] | None, None),
-    **{name: (bool | int | float | str | None, None) for name in _ARGUMENTS},
+    **dict.fromkeys(_ARGUMENTS, (bool | int | float | str | None, None)),
 )
 """The keys that the plugin adds to Axolotl's YAML file; their values are checked with the training arguments."""
 

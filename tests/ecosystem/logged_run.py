@@ -1,4 +1,4 @@
-"""A script that trains a classifier for a few steps and reports as its flags say: `--output_dir out --report_to ...`."""
+"""A script that trains a classifier for a few steps and reports as its flags say (`--report_to`)."""
 
 import torch
 from torch import nn

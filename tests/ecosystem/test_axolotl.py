@@ -23,7 +23,10 @@ def test_train(optimizer: str, tmp_path: Path) -> None:
     command = [sys.executable, HERE / "axolotl_run.py", tmp_path, optimizer]
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
-    history = [entry for entry in json.loads((tmp_path / "history.json").read_text()) if "loss" in entry]
+    result = json.loads((tmp_path / "result.json").read_text())
+    history = [entry for entry in result["history"] if "loss" in entry]
     assert len(history) == 3
     norms = [entry["perturbation_norm"] for entry in history if "perturbation_norm" in entry]
     assert norms == (pytest.approx([0.2] * 3, rel=1e-3) if optimizer == "wsam" else [])
+    for key, message in zip(("rl", "trainer_cls"), result["refusals"], strict=True):
+        assert f"sharpness: wsam does not go with {key}: dpo" in message

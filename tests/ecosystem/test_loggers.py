@@ -1,4 +1,4 @@
-"""The sharpness series reach TensorBoard, W&B, MLflow and trackio: the real packages, read back from what they wrote."""
+"""The sharpness series reach TensorBoard, W&B, MLflow and trackio; read back from what the real packages wrote."""
 
 from __future__ import annotations
 
