@@ -113,8 +113,6 @@ class SharpnessArguments:
 
             hub.fill(self, given)
         self.optim, self.base_optim = _plain_name(self.optim), _plain_name(self.base_optim)
-        if isinstance(self.xsam_refresh, str) and self.xsam_refresh.isdecimal():
-            self.xsam_refresh = int(self.xsam_refresh)
         self.check_sharpness()
         parent = getattr(super(), "__post_init__", None)
         if parent is None:
@@ -136,6 +134,9 @@ class SharpnessArguments:
 
     def check_sharpness(self) -> None:
         """Raise a ValueError for the first sharpness argument that is not valid."""
+        # From the command line, and from a hyper-parameter search, a number comes as text.
+        if isinstance(self.xsam_refresh, str) and self.xsam_refresh.isdecimal():
+            self.xsam_refresh = int(self.xsam_refresh)
         if self.optim not in METHODS and self.optim not in _STOCK_NAMES:
             raise ValueError(
                 f"optim={self.optim!r} is not known: must be one of {', '.join(METHODS)}, or one of transformers' own "

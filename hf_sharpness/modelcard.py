@@ -66,6 +66,11 @@ def papers(method: Method) -> list[str]:
     return [METHODS[method.name].paper, *([_ASAM] if method.adaptive else [])]
 
 
+def tags(args: Any) -> list[str]:
+    """The tags of a model trained with these arguments."""
+    return [TAG, args.optim]
+
+
 def complete(
     card: Path,
     args: Any,
@@ -98,9 +103,9 @@ def complete(
     card.write_text(text, encoding="utf-8")
 
     metadata = metadata_load(card) or {}
-    tags = metadata.get("tags") or []
-    tags = [tags] if isinstance(tags, str) else tags
-    metadata["tags"] = list(dict.fromkeys([*tags, TAG, method.name]))
+    earlier = metadata.get("tags") or []
+    earlier = [earlier] if isinstance(earlier, str) else earlier
+    metadata["tags"] = list(dict.fromkeys([*earlier, *tags(args)]))
     metadata_save(card, metadata)
 
 

@@ -20,8 +20,8 @@ from transformers.training_args import OptimizerNames
 
 from . import hub, modelcard, zero
 from .callback import SharpnessCallback, at_epoch_boundary
-from .counters import counters_kept
 from .engine import Engine
+from .first_pass import FirstPass
 from .metrics import Averages
 from .support import gradients_unreduced
 
@@ -163,7 +163,7 @@ class SharpnessTrainerMixin:
         if self._engine is None:
             return plain_step(model, inputs, *args, **kwargs)
         passes = 0
-        accumulation_steps = self.current_gradient_accumulation_steps
+        first_pass = FirstPass(self, _STOCK_TRAINER._prepare_inputs)
 
         def micro_batch() -> Tensor:
             nonlocal passes
@@ -171,9 +171,7 @@ class SharpnessTrainerMixin:
             if passes > 1:  # the Trainer counts the first
                 forward_only = not torch.is_grad_enabled()
                 self.current_flos += float(self.floating_point_ops(inputs)) / (3 if forward_only else 1)
-            with self._uncounted() if passes > 1 else contextlib.nullcontext():
-                # At the end of a stream a micro-batch may wait for those of the next epoch, which count otherwise.
-                self.current_gradient_accumulation_steps = accumulation_steps
+            with self._uncounted(first_pass) if passes > 1 else first_pass.recorded():
                 # A shallow copy: compute_loss may take the labels out of the mapping it is given.
                 return plain_step(model, copy.copy(inputs), *args, **kwargs)
 
@@ -185,9 +183,9 @@ class SharpnessTrainerMixin:
         return loss
 
     @contextlib.contextmanager
-    def _uncounted(self) -> Iterator[None]:
+    def _uncounted(self, first_pass: FirstPass) -> Iterator[None]:
         """For a replay: what a subclass's compute_loss counts or logs comes from the first pass alone."""
-        with counters_kept(self):
+        with first_pass.repeated():
             self._replaying = True
             try:
                 yield
@@ -242,6 +240,8 @@ class SharpnessTrainerMixin:
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """transformers' own, with method, hyper-parameters, measured sharpness, papers and tags."""
+        if self.uses_sharpness and hasattr(self.model, "add_model_tags"):  # PEFT makes a card's tags anew from these
+            self.model.add_model_tags(modelcard.tags(self.args))
         super().create_model_card(*args, **kwargs)
         if self.uses_sharpness and self.is_world_process_zero():
             card = Path(self.args.output_dir, "README.md")

@@ -23,6 +23,7 @@ from transformers import (
 
 WORDS = ["good", "bad", "film", "a", "the", "very", "not", "and", "plot", "dull", "fine", "great"]
 SCRIPT = """
+from pathlib import Path
 import torch
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
@@ -36,12 +37,13 @@ class Net(torch.nn.Module):
         return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 (args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()
-args.max_steps, args.report_to, args.save_strategy = 4, [], "no"
+args.max_steps, args.save_strategy = 4, "no"
 torch.manual_seed(0)
 rows = [{"x": torch.randn(8), "labels": i % 2} for i in range(64)]
 trainer = Trainer(model=Net(), args=args, train_dataset=rows)
 trainer.train()
 trainer.save_model()
+Path(args.output_dir, f"rank-{args.process_index}-of-{args.world_size}").touch()
 """
 
 
@@ -60,7 +62,9 @@ def furnish(folder: Path) -> None:
     (folder / "train.jsonl").write_text("\n".join(json.dumps(text) for text in texts) + "\n")
     (folder / "your_script.py").write_text(SCRIPT)
     ours = "from transformers import HfArgumentParser\nfrom hf_sharpness import Trainer, TrainingArguments"
-    (folder / "train.py").write_text(SCRIPT.replace(SCRIPT.splitlines()[2], ours))
+    (folder / "train.py").write_text(
+        SCRIPT.replace("from transformers import HfArgumentParser, Trainer, TrainingArguments", ours)
+    )
     os.symlink(Path(__file__).resolve().parents[2] / "docs", folder / "docs")
     _vit(folder / "google/vit-base-patch16-224-in21k")
     _bert(folder / "google-bert/bert-base-uncased")

@@ -254,3 +254,41 @@ def test_a_vit_from_scratch_takes_its_image_size_from_the_data():
     assert (config.image_size, config.num_channels, config.num_labels) == (8, 1, 10)
     config = build_config(ModelSection(config={"image_size": 16}), data, "vit", image_size=8, num_channels=1)
     assert config.image_size == 16
+
+
+METRIC = """
+import datasets
+import evaluate
+
+
+class Errors(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description="number of wrong predictions", citation="", inputs_description="",
+            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
+        )
+
+    def _compute(self, predictions, references):
+        return {"errors": float(sum(p != r for p, r in zip(predictions, references)))}
+"""
+
+
+@pytest.mark.parametrize("name", ["errors", "errors/errors.py"], ids=["folder", "script"])
+def test_a_metric_of_ones_own_needs_no_network(tmp_path, monkeypatch, name):
+    """`metrics:` names a folder or a script for `evaluate`; the best model is chosen by it as by a built-in one."""
+    pytest.importorskip("evaluate")
+    pytest.importorskip("matplotlib")
+    (tmp_path / "errors").mkdir()
+    (tmp_path / "errors" / "errors.py").write_text(METRIC)
+    calls = []
+    monkeypatch.setattr("socket.socket.connect", lambda *args: calls.append(args))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *args, **kwargs: calls.append(args))
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "errors", "greater_is_better": False}
+    recipe = digits(tmp_path / "out", save_strategy="steps", save_steps=2, **best)
+    recipe.metrics = ["accuracy", str(tmp_path / name)]
+    metrics = run_recipe(recipe)
+    assert metrics["test_errors"] == pytest.approx(40 * (1 - metrics["test_accuracy"]))
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    errors = [entry["eval_errors"] for entry in state["log_history"] if "eval_errors" in entry]
+    assert state["best_metric"] == min(errors)
+    assert not calls

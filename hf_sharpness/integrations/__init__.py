@@ -1,0 +1,1 @@
+"""Plugins for other tools, each importing its tool only when that tool loads it."""
