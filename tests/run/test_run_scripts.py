@@ -29,8 +29,16 @@ def arguments_of(script: str, assets: Path) -> dict[str, Any]:
             "model_name_or_path": models / "bert",
             "train_file": data / "train-qa.json",
             "validation_file": data / "validation-qa.json",
+            "test_file": data / "validation-qa.json",
             "do_train": True,
             "do_eval": True,
+            "do_predict": True,
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "exact_match",
         },
         "summarization.py": {
             "model_name_or_path": models / "bart",
@@ -41,12 +49,53 @@ def arguments_of(script: str, assets: Path) -> dict[str, Any]:
             "do_predict": True,
             "predict_with_generate": True,
         },
+        "translation.py": {
+            "model_name_or_path": models / "bart",
+            "train_file": data / "train-translations.json",
+            "validation_file": data / "validation-translations.json",
+            "test_file": data / "validation-translations.json",
+            "source_lang": "en",
+            "target_lang": "ro",
+            "source_prefix": "translate : ",
+            "forced_bos_token": "[BOS]",
+            "do_train": True,
+            "do_eval": True,
+            "do_predict": True,
+            "predict_with_generate": True,
+            "num_beams": 2,
+            "max_train_samples": 30,
+            "max_eval_samples": 6,
+            "max_predict_samples": 4,
+            "label_smoothing_factor": 0.1,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+        },
         "image_classification.py": {
             "model_name_or_path": models / "vit",
-            "image_folder": data / "images",
+            "train_dir": data / "images" / "train",
+            "max_train_samples": 20,
+            "ignore_mismatched_sizes": True,
             "remove_unused_columns": False,
         },
         "language_modeling.py": {"model_name_or_path": models / "llama", "train_file": data / "train.txt"},
+        "masked_language_modeling.py": {
+            "model_name_or_path": models / "bert",
+            "train_file": data / "train.txt",
+            "do_train": True,
+            "do_eval": True,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+        },
+        "named_entities.py": {
+            "model_name_or_path": models / "bert",
+            "train_file": data / "train-tags.json",
+            "validation_file": data / "validation-tags.json",
+            "test_file": data / "validation-tags.json",
+            "do_train": True,
+            "do_eval": True,
+            "do_predict": True,
+            "eval_do_concat_batches": True,
+        },
         "token_classification.py": {"model_name_or_path": models / "bert", "train_file": data / "train-tags.json"},
     }[script]
 
@@ -55,8 +104,11 @@ SCRIPTS = (
     "text_classification.py",
     "question_answering.py",
     "summarization.py",
+    "translation.py",
     "image_classification.py",
     "language_modeling.py",
+    "masked_language_modeling.py",
+    "named_entities.py",
     "token_classification.py",
 )
 
@@ -78,6 +130,8 @@ def test_script(script: str, assets: Path, launch: Launch) -> None:
         split = results.name.removesuffix("_results.json")
         assert stock.metrics(split) == plain.metrics(split)
         assert wsam.metrics(split).keys() >= plain.metrics(split).keys()
+    for written in (p for p in plain.output.iterdir() if "predict" in p.name and not p.stem.endswith("results")):
+        assert (stock.output / written.name).read_bytes() == written.read_bytes()
     if (plain.output / "trainer_state.json").exists():
         assert stock.history == plain.history
         first, first_plain = (next(e for e in run.history if "loss" in e) for run in (wsam, plain))
