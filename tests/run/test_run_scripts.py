@@ -94,7 +94,6 @@ def arguments_of(script: str, assets: Path) -> dict[str, Any]:
             "do_train": True,
             "do_eval": True,
             "do_predict": True,
-            "eval_do_concat_batches": True,
         },
         "token_classification.py": {"model_name_or_path": models / "bert", "train_file": data / "train-tags.json"},
     }[script]
@@ -141,6 +140,62 @@ def test_script(script: str, assets: Path, launch: Launch) -> None:
     assert "'sharpness'" not in stock.log
 
 
+VARIANTS = {
+    "streamed lines": (
+        "masked_language_modeling.py",
+        {"streaming": True, "line_by_line": True, "validation_file": "validation.txt"},
+    ),
+    "model from scratch": (
+        "masked_language_modeling.py",
+        {
+            "model_name_or_path": None,
+            "model_type": "bert",
+            "config_overrides": "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16",
+            "tokenizer_name": "bert",
+        },
+    ),
+    "padded to the maximum": ("translation.py", {"pad_to_max_length": True, "label_smoothing_factor": 0.0}),
+    "padded in batches": ("question_answering.py", {"pad_to_max_length": False}),
+    "batches of predictions": ("named_entities.py", {"eval_do_concat_batches": False, "label_all_tokens": True}),
+    "two image folders": ("image_classification.py", {"validation_dir": "images/validation"}),
+}
+"""What a script's flags switch on: the flags of arguments_of that change, files and models by their names."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variant(variant: str, assets: Path, launch: Launch) -> None:
+    script, changes = VARIANTS[variant]
+    folders = {"tokenizer_name": "models", "validation_file": "data", "validation_dir": "data"}
+    changes = {k: assets / folders[k] / v if k in folders else v for k, v in changes.items()}
+    arguments = {k: v for k, v in {**arguments_of(script, assets), **changes}.items() if v is not None}
+    plain = launch(script, plain=True, output="plain", **arguments)
+    stock = launch(script, output="stock", **arguments)
+    wsam = launch(script, output="wsam", optim="wsam", sam_rho=0.1, **arguments)
+    for run in plain, stock, wsam:
+        assert run.status == 0, run.log
+    assert stock.weights == plain.weights != wsam.weights
+    assert stock.history == plain.history
+    first, first_plain = (next(e for e in run.history if "loss" in e) for run in (wsam, plain))
+    assert first["loss"] == first_plain["loss"]
+    assert first["perturbed_loss"] > first["loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optim", [{}, {"optim": "wsam", "base_optim": "adamw_torch"}])
+def test_resume_as_told(optim: dict[str, str], assets: Path, launch: Launch) -> None:
+    """`--resume_from_checkpoint`, in the middle of an epoch, with labels smoothed and texts generated."""
+    arguments = {**arguments_of("translation.py", assets), **optim, "lr_scheduler_type": "constant"}
+    straight = launch("translation.py", **{**arguments, "max_steps": 4, "save_strategy": "steps", "save_steps": 2})
+    assert straight.status == 0, straight.log
+    checkpoint = straight.output / "checkpoint-2"
+    resumed = launch("translation.py", **arguments, max_steps=4, output="resumed", resume_from_checkpoint=checkpoint)
+    assert resumed.status == 0, resumed.log
+    assert [e["step"] for e in resumed.history if "loss" in e] == [1, 2, 3, 4]
+    if not version("transformers").startswith("5.0."):  # as in test_resume
+        assert resumed.weights == straight.weights
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optim", ["sam", "xsam"])
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -150,7 +205,7 @@ def test_methods(script: str, optim: str, assets: Path, launch: Launch) -> None:
     assert "'sharpness'" in done.log
 
 
-@pytest.mark.parametrize("script", ["text_classification.py", "summarization.py", "language_modeling.py"])
+@pytest.mark.parametrize("script", ["text_classification.py", "translation.py", "language_modeling.py"])
 def test_help(script: str, launch: Launch) -> None:
     """The script's own --help has the flags, and lacks them without this package."""
     shown = launch(script, "--help", common=False)

@@ -1,4 +1,4 @@
-"""Fine-tune for image classification: attributes of the package, image folders, random crops, a collator defined here."""
+"""Fine-tune for image classification: attributes of the package, image folders, random crops, a collator."""
 
 import os
 from dataclasses import dataclass, field

@@ -99,20 +99,17 @@ def main():
         data = raw.map(align, batched=True)
 
     def tags_of(predictions, targets):
-        chosen = np.argmax(predictions, axis=2)
-        return [
-            [
-                [labels[number] for number, target in zip(row, wanted, strict=True) if target != -100]
-                for row, wanted in zip(rows, targets, strict=True)
-            ]
-            for rows in (chosen, targets)
-        ]
+        if training_args.eval_do_concat_batches:
+            predictions, targets = [predictions], [targets]
+        given, wanted = [], []
+        for scores, numbers in zip(predictions, targets, strict=True):
+            for chosen, right in zip(np.argmax(scores, axis=2), numbers, strict=True):
+                given.append([labels[number] for number in chosen[right != -100]])
+                wanted.append([labels[number] for number in right[right != -100]])
+        return given, wanted
 
     def compute_metrics(p):
-        predictions, targets = p
-        if not training_args.eval_do_concat_batches:
-            predictions, targets = np.hstack(predictions), np.hstack(targets)
-        given, wanted = tags_of(predictions, targets)
+        given, wanted = tags_of(*p)
         pairs = [(entities(a), entities(b)) for a, b in zip(given, wanted, strict=True)]
         right = sum(len(a & b) for a, b in pairs)
         return {

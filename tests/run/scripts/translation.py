@@ -1,4 +1,4 @@
-"""Fine-tune for translation: generated texts scored by BLEU, a forced first token, limits on samples, a card's language."""
+"""Fine-tune for translation: generated texts scored by BLEU, a forced first token, limits on samples."""
 
 import collections
 import logging
