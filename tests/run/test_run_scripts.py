@@ -85,6 +85,8 @@ def arguments_of(script: str, assets: Path) -> dict[str, Any]:
             "do_eval": True,
             "eval_strategy": "steps",
             "eval_steps": 2,
+            "logging_first_step": True,
+            "logging_steps": 3,  # evaluation comes between two logs
         },
         "named_entities.py": {
             "model_name_or_path": models / "bert",
@@ -136,6 +138,8 @@ def test_script(script: str, assets: Path, launch: Launch) -> None:
         first, first_plain = (next(e for e in run.history if "loss" in e) for run in (wsam, plain))
         assert first["loss"] == first_plain["loss"]
         assert first["perturbed_loss"] > first["loss"]
+        added = [ours.keys() - theirs.keys() for ours, theirs in zip(wsam.history, plain.history, strict=True)]
+        assert ["sharpness" in names for names in added] == ["loss" in entry for entry in plain.history]
     assert "'sharpness'" in wsam.log
     assert "'sharpness'" not in stock.log
 
