@@ -29,8 +29,16 @@ def arguments_of(script: str, assets: Path) -> dict[str, Any]:
             "model_name_or_path": models / "bert",
             "train_file": data / "train-qa.json",
             "validation_file": data / "validation-qa.json",
+            "test_file": data / "validation-qa.json",
             "do_train": True,
             "do_eval": True,
+            "do_predict": True,
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "exact_match",
         },
         "summarization.py": {
             "model_name_or_path": models / "bart",
@@ -41,12 +49,54 @@ def arguments_of(script: str, assets: Path) -> dict[str, Any]:
             "do_predict": True,
             "predict_with_generate": True,
         },
+        "translation.py": {
+            "model_name_or_path": models / "bart",
+            "train_file": data / "train-translations.json",
+            "validation_file": data / "validation-translations.json",
+            "test_file": data / "validation-translations.json",
+            "source_lang": "en",
+            "target_lang": "ro",
+            "source_prefix": "translate : ",
+            "forced_bos_token": "[BOS]",
+            "do_train": True,
+            "do_eval": True,
+            "do_predict": True,
+            "predict_with_generate": True,
+            "num_beams": 2,
+            "max_train_samples": 30,
+            "max_eval_samples": 6,
+            "max_predict_samples": 4,
+            "label_smoothing_factor": 0.1,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+        },
         "image_classification.py": {
             "model_name_or_path": models / "vit",
-            "image_folder": data / "images",
+            "train_dir": data / "images" / "train",
+            "max_train_samples": 20,
+            "ignore_mismatched_sizes": True,
             "remove_unused_columns": False,
         },
         "language_modeling.py": {"model_name_or_path": models / "llama", "train_file": data / "train.txt"},
+        "masked_language_modeling.py": {
+            "model_name_or_path": models / "bert",
+            "train_file": data / "train.txt",
+            "do_train": True,
+            "do_eval": True,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "logging_first_step": True,
+            "logging_steps": 3,  # evaluation comes between two logs
+        },
+        "named_entities.py": {
+            "model_name_or_path": models / "bert",
+            "train_file": data / "train-tags.json",
+            "validation_file": data / "validation-tags.json",
+            "test_file": data / "validation-tags.json",
+            "do_train": True,
+            "do_eval": True,
+            "do_predict": True,
+        },
         "token_classification.py": {"model_name_or_path": models / "bert", "train_file": data / "train-tags.json"},
     }[script]
 
@@ -55,8 +105,11 @@ SCRIPTS = (
     "text_classification.py",
     "question_answering.py",
     "summarization.py",
+    "translation.py",
     "image_classification.py",
     "language_modeling.py",
+    "masked_language_modeling.py",
+    "named_entities.py",
     "token_classification.py",
 )
 
@@ -78,13 +131,73 @@ def test_script(script: str, assets: Path, launch: Launch) -> None:
         split = results.name.removesuffix("_results.json")
         assert stock.metrics(split) == plain.metrics(split)
         assert wsam.metrics(split).keys() >= plain.metrics(split).keys()
+    for written in (p for p in plain.output.iterdir() if "predict" in p.name and not p.stem.endswith("results")):
+        assert (stock.output / written.name).read_bytes() == written.read_bytes()
     if (plain.output / "trainer_state.json").exists():
         assert stock.history == plain.history
         first, first_plain = (next(e for e in run.history if "loss" in e) for run in (wsam, plain))
         assert first["loss"] == first_plain["loss"]
         assert first["perturbed_loss"] > first["loss"]
+        added = [ours.keys() - theirs.keys() for ours, theirs in zip(wsam.history, plain.history, strict=True)]
+        assert ["sharpness" in names for names in added] == ["loss" in entry for entry in plain.history]
     assert "'sharpness'" in wsam.log
     assert "'sharpness'" not in stock.log
+
+
+VARIANTS = {
+    "streamed lines": (
+        "masked_language_modeling.py",
+        {"streaming": True, "line_by_line": True, "validation_file": "validation.txt"},
+    ),
+    "model from scratch": (
+        "masked_language_modeling.py",
+        {
+            "model_name_or_path": None,
+            "model_type": "bert",
+            "config_overrides": "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16",
+            "tokenizer_name": "bert",
+        },
+    ),
+    "padded to the maximum": ("translation.py", {"pad_to_max_length": True, "label_smoothing_factor": 0.0}),
+    "padded in batches": ("question_answering.py", {"pad_to_max_length": False}),
+    "batches of predictions": ("named_entities.py", {"eval_do_concat_batches": False, "label_all_tokens": True}),
+    "two image folders": ("image_classification.py", {"validation_dir": "images/validation"}),
+}
+"""What a script's flags switch on: the flags of arguments_of that change, files and models by their names."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variant(variant: str, assets: Path, launch: Launch) -> None:
+    script, changes = VARIANTS[variant]
+    folders = {"tokenizer_name": "models", "validation_file": "data", "validation_dir": "data"}
+    changes = {k: assets / folders[k] / v if k in folders else v for k, v in changes.items()}
+    arguments = {k: v for k, v in {**arguments_of(script, assets), **changes}.items() if v is not None}
+    plain = launch(script, plain=True, output="plain", **arguments)
+    stock = launch(script, output="stock", **arguments)
+    wsam = launch(script, output="wsam", optim="wsam", sam_rho=0.1, **arguments)
+    for run in plain, stock, wsam:
+        assert run.status == 0, run.log
+    assert stock.weights == plain.weights != wsam.weights
+    assert stock.history == plain.history
+    first, first_plain = (next(e for e in run.history if "loss" in e) for run in (wsam, plain))
+    assert first["loss"] == first_plain["loss"]
+    assert first["perturbed_loss"] > first["loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optim", [{}, {"optim": "wsam", "base_optim": "adamw_torch"}])
+def test_resume_as_told(optim: dict[str, str], assets: Path, launch: Launch) -> None:
+    """`--resume_from_checkpoint`, in the middle of an epoch, with labels smoothed and texts generated."""
+    arguments = {**arguments_of("translation.py", assets), **optim, "lr_scheduler_type": "constant"}
+    straight = launch("translation.py", **{**arguments, "max_steps": 4, "save_strategy": "steps", "save_steps": 2})
+    assert straight.status == 0, straight.log
+    checkpoint = straight.output / "checkpoint-2"
+    resumed = launch("translation.py", **arguments, max_steps=4, output="resumed", resume_from_checkpoint=checkpoint)
+    assert resumed.status == 0, resumed.log
+    assert [e["step"] for e in resumed.history if "loss" in e] == [1, 2, 3, 4]
+    if not version("transformers").startswith("5.0."):  # as in test_resume
+        assert resumed.weights == straight.weights
 
 
 @pytest.mark.slow
@@ -96,7 +209,7 @@ def test_methods(script: str, optim: str, assets: Path, launch: Launch) -> None:
     assert "'sharpness'" in done.log
 
 
-@pytest.mark.parametrize("script", ["text_classification.py", "summarization.py", "language_modeling.py"])
+@pytest.mark.parametrize("script", ["text_classification.py", "translation.py", "language_modeling.py"])
 def test_help(script: str, launch: Launch) -> None:
     """The script's own --help has the flags, and lacks them without this package."""
     shown = launch(script, "--help", common=False)

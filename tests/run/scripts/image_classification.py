@@ -1,4 +1,4 @@
-"""Fine-tune for image classification: attributes of the package, an image folder, a collator defined here."""
+"""Fine-tune for image classification: attributes of the package, image folders, random crops, a collator."""
 
 import os
 from dataclasses import dataclass, field
@@ -7,13 +7,21 @@ import numpy as np
 import torch
 import transformers
 from datasets import load_dataset
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 
 @dataclass
 class Arguments:
     model_name_or_path: str = field(metadata={"help": "Path to a pretrained model."})
-    image_folder: str = field(metadata={"help": "A folder with train and validation."})
+    train_dir: str | None = field(default=None, metadata={"help": "A folder with a folder for every class."})
+    validation_dir: str | None = field(default=None, metadata={"help": "The same, for evaluation."})
+    train_val_split: float | None = field(default=0.25, metadata={"help": "To evaluate on, without validation_dir."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Take no more."})
+    ignore_mismatched_sizes: bool = field(default=False, metadata={"help": "Load a head of another size."})
+
+    def __post_init__(self):
+        if self.train_dir is None and self.validation_dir is None:
+            raise ValueError("You must specify a train and/or validation directory.")
 
 
 def collate_fn(examples):
@@ -22,13 +30,19 @@ def collate_fn(examples):
 
 
 class Transform:
-    def __init__(self, processor):
-        self.processor = processor
+    def __init__(self, processor, augment):
+        self.processor, self.augment = processor, augment
 
     def __call__(self, batch):
         images = [image.convert("RGB") for image in batch["image"]]
-        batch["pixel_values"] = list(self.processor(images, return_tensors="pt")["pixel_values"])
+        pixels = self.processor(images, return_tensors="pt")["pixel_values"]
+        batch["pixel_values"] = [self.crop(image) if self.augment else image for image in pixels]
         return batch
+
+    def crop(self, image):
+        down, right = torch.randint(-1, 2, (2,)).tolist()
+        image = image.roll((down, right), (1, 2))
+        return image.flip(2) if torch.rand(()) < 0.5 else image
 
 
 class RecordMain(transformers.TrainerCallback):
@@ -40,11 +54,28 @@ def main():
     parser = transformers.HfArgumentParser((Arguments, transformers.TrainingArguments))
     script_args, training_args = parser.parse_args_into_dataclasses()
     transformers.set_seed(training_args.seed)
-    data = load_dataset("imagefolder", data_dir=script_args.image_folder)
+    folders = {"train": script_args.train_dir, "validation": script_args.validation_dir}
+    files = {split: os.path.join(folder, "**") for split, folder in folders.items() if folder is not None}
+    data = load_dataset("imagefolder", data_files=files)
+    if "validation" not in data:
+        parts = data["train"].train_test_split(script_args.train_val_split)
+        data["train"], data["validation"] = parts["train"], parts["test"]
+    if script_args.max_train_samples is not None:
+        data["train"] = data["train"].shuffle(seed=training_args.seed).select(range(script_args.max_train_samples))
+
+    names = data["train"].features["label"].names
+    config = AutoConfig.from_pretrained(
+        script_args.model_name_or_path,
+        num_labels=len(names),
+        label2id={name: str(number) for number, name in enumerate(names)},
+        id2label={str(number): name for number, name in enumerate(names)},
+    )
     processor = AutoImageProcessor.from_pretrained(script_args.model_name_or_path)
-    model = AutoModelForImageClassification.from_pretrained(script_args.model_name_or_path)
-    for split in data.values():
-        split.set_transform(Transform(processor))
+    model = AutoModelForImageClassification.from_pretrained(
+        script_args.model_name_or_path, config=config, ignore_mismatched_sizes=script_args.ignore_mismatched_sizes
+    )
+    for split, rows in data.items():
+        rows.set_transform(Transform(processor, augment=split == "train"))
     trainer = transformers.Trainer(
         model=model,
         args=training_args,
@@ -57,7 +88,15 @@ def main():
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model()
-    trainer.save_metrics("eval", trainer.evaluate())
+    trainer.save_state()
+    metrics = trainer.evaluate()
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
+    kwargs = {"tasks": "image-classification", "dataset": None, "tags": ["image-classification", "vision"]}
+    if training_args.push_to_hub:
+        trainer.push_to_hub(**kwargs)
+    else:
+        trainer.create_model_card(finetuned_from=script_args.model_name_or_path, **kwargs)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,13 @@ class QuestionAnsweringTrainer(Trainer):
         self.eval_examples = eval_examples
         self.post_process_function = post_process_function
 
-    def evaluate(self, eval_dataset=None, eval_examples=None, ignore_keys=None, metric_key_prefix: str = "eval"):
-        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        eval_examples = self.eval_examples if eval_examples is None else eval_examples
+    def run_loop(self, dataloader, description, ignore_keys, metric_key_prefix):
         compute_metrics, self.compute_metrics = self.compute_metrics, None
         start_time = time.time()
         try:
             output = self.evaluation_loop(
-                self.get_eval_dataloader(eval_dataset),
-                description="Evaluation",
+                dataloader,
+                description=description,
                 prediction_loss_only=True if compute_metrics is None else None,
                 ignore_keys=ignore_keys,
                 metric_key_prefix=metric_key_prefix,
@@ -37,6 +35,13 @@ class QuestionAnsweringTrainer(Trainer):
                 num_steps=math.ceil(output.num_samples / batch_size),
             )
         )
+        return output
+
+    def evaluate(self, eval_dataset=None, eval_examples=None, ignore_keys=None, metric_key_prefix: str = "eval"):
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        eval_examples = self.eval_examples if eval_examples is None else eval_examples
+        dataloader = self.get_eval_dataloader(eval_dataset)
+        output = self.run_loop(dataloader, "Evaluation", ignore_keys, metric_key_prefix)
         if self.args.should_save:
             predictions = self.post_process_function(eval_examples, eval_dataset, output.predictions)
             metrics = self.compute_metrics(predictions)
@@ -48,5 +53,10 @@ class QuestionAnsweringTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def predict(self, *args, **kwargs) -> PredictionOutput:
-        return super().predict(*args, **kwargs)
+    def predict(self, predict_dataset, predict_examples, ignore_keys=None, metric_key_prefix: str = "test"):
+        dataloader = self.get_test_dataloader(predict_dataset)
+        output = self.run_loop(dataloader, "Prediction", ignore_keys, metric_key_prefix)
+        predictions = self.post_process_function(predict_examples, predict_dataset, output.predictions, "predict")
+        metrics = self.compute_metrics(predictions)
+        metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()} | output.metrics
+        return PredictionOutput(predictions=predictions.predictions, label_ids=predictions.label_ids, metrics=metrics)
