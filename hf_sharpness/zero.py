@@ -270,7 +270,7 @@ def _check_version() -> None:
     version = metadata.version("deepspeed")
     if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < OLDEST:
         raise ValueError(
-            f"sharpness-aware steps do not run under DeepSpeed {version}, which keeps gradients elsewhere: install "
+            f"sharpness-aware steps do not run under DeepSpeed {version}, which has not been tried: install "
             f"{'.'.join(map(str, OLDEST))} or newer, or {REMEDY}"
         )
 

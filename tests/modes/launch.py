@@ -93,7 +93,7 @@ class Failure:
         self.text = text
 
 
-def launch(module: str, shared: Path, world: int = 2, timeout: float = 240) -> Ranks:
+def launch(module: str, shared: Path, world: int = 2, timeout: float = 480) -> Ranks:
     """Run all cases of `module` on `world` ranks, or take what another process of this test session already ran."""
     directory = shared / module
     directory.mkdir(parents=True, exist_ok=True)
