@@ -2,6 +2,8 @@
 
 python scripts/mode_table.py            # run them, the slow ones too, and write the tables of those that passed
 python scripts/mode_table.py --check    # run nothing: are the committed tables those of the tests' markers?
+
+To be run where DeepSpeed is installed (the environment of `make test-deepspeed`): a test that is skipped shows nothing.
 """
 
 from __future__ import annotations
