@@ -104,10 +104,12 @@ def zero(directory: Path, stage: int, method: str) -> dict[str, Any]:
 
 @staged("asam-k2", "wsam-decoupled-k3")
 def adam(directory: Path, stage: int, method: str) -> dict[str, Any]:
-    """AdamW with weight decay for some parameters only, a schedule, clipping, and other ways to cut and reduce."""
+    """AdamW with weight decay for some parameters only, a schedule, clipping, and other ways to cut and reduce.
+
+    PReLU has a single weight, after which the alignment leaves a gap."""
     zero = {"sub_group_size": 20, "overlap_comm": True, "round_robin_gradients": True, "parameter_alignment": True}
     arguments = SGD | {"optim_args": None} | ADAM | by_name(method)[0].arguments()
-    return trained(directory, Net(), config(stage, zero), **arguments)
+    return trained(directory, Net(nn.PReLU), config(stage, zero), **arguments)
 
 
 def dropout_and_norm() -> Net:

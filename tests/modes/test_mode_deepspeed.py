@@ -14,6 +14,7 @@ from launch import Ranks
 from models import Net, classification, collate
 from reference import AdamW, Record, Spec, by_name, flat, linear_schedule, reference_run
 from specs_of_modes import BASE, MAX_NORM, METHODS, SCOPED, Branching, joined, rank_batches, without_decay
+from torch import nn
 
 from hf_sharpness import TrainingArguments
 
@@ -27,10 +28,12 @@ by_method = pytest.mark.parametrize("spec", METHODS, ids=str)
 by_stage = pytest.mark.parametrize("stage", [1, 2, 3])
 
 
-def expected(spec: Spec, base: Any = None, lrs: list[float] | None = None, skipped: int = 0) -> list[Record]:
+def expected(
+    spec: Spec, base: Any = None, lrs: list[float] | None = None, skipped: int = 0, model: Net | None = None
+) -> list[Record]:
     steps = joined("global", [rank_batches(rank, 5, 2) for rank in (0, 1)])[skipped:STEPS]
     base = base or without_decay(BASE).reference()
-    return reference_run(Net(), steps, spec.reference(), base, lrs or [BASE.lr] * len(steps), MAX_NORM)
+    return reference_run(model or Net(), steps, spec.reference(), base, lrs or [BASE.lr] * len(steps), MAX_NORM)
 
 
 def check(results: list[dict[str, Any]], records: list[Record]) -> None:
@@ -65,11 +68,13 @@ def test_zero_equals_one_process(stage: int, spec: Spec, ranks: Launcher) -> Non
 @pytest.mark.parametrize("spec", by_name("asam-k2", "wsam-decoupled-k3"), ids=str)
 @pytest.mark.shows(mode="DeepSpeed, ZeRO-{stage}, AdamW, schedule, sub-groups, overlap", result="within rounding")
 def test_zero_with_adamw(stage: int, spec: Spec, ranks: Launcher) -> None:
-    decay = torch.cat([torch.full((p.numel(),), 0.0 if "bias" in n else 0.1) for n, p in Net().named_parameters()])
-    check(
-        ranks("cases_deepspeed")[f"adam-{stage}-{spec.name}"],
-        expected(spec, AdamW(weight_decay=decay), linear_schedule(0.01, 0, STEPS)),
-    )
+    model = Net(nn.PReLU)
+    decay = torch.cat([torch.full((p.numel(),), 0.0 if "bias" in n else 0.1) for n, p in model.named_parameters()])
+    records = expected(spec, AdamW(weight_decay=decay), linear_schedule(0.01, 0, STEPS), model=model)
+    results = ranks("cases_deepspeed")[f"adam-{stage}-{spec.name}"]
+    check(results, records)
+    norms = [logged["grad_norm"] for logged in results[0]["log"]]
+    assert norms == pytest.approx([record.handed.gradient.norm().item() for record in records], rel=1e-5)
 
 
 @needs_deepspeed
