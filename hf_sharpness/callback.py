@@ -17,10 +17,12 @@ class SharpnessCallback(TrainerCallback, ExportableState):
 
     Attributes:
         method_state: what ``Method.state_dict`` returned after the last step.
+        began_on_grid: whether the training began with weights that are bfloat16 numbers, under bf16 autocast.
     """
 
     def __init__(self) -> None:
         self.method_state: dict[str, Any] = {}
+        self.began_on_grid = False
         self._trainer: weakref.ref[SharpnessTrainerMixin] | None = None
 
     def attach(self, trainer: SharpnessTrainerMixin) -> None:
@@ -29,16 +31,16 @@ class SharpnessCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """For trainer_state.json."""
-        return {"args": {}, "attributes": {"method_state": self.method_state}}
+        return {"args": {}, "attributes": {"method_state": self.method_state, "began_on_grid": self.began_on_grid}}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not state.global_step:  # a new run, or another attempt of auto_find_batch_size: nothing is carried over
-            self.method_state = {}
+            self.method_state, self.began_on_grid = {}, False
             state.stateful_callbacks.pop(type(self).__name__, None)
         # A checkpoint of a stock Trainer has no entry for this callback, and saving the next one needs it.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         if self._trainer is not None:
-            self._trainer()._start_sharpness()
+            self.began_on_grid = self._trainer()._start_sharpness()
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._trainer is not None:

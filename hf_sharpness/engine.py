@@ -19,6 +19,7 @@ from . import vectors, zero
 from .after_step import AfterStep
 from .methods import Method
 from .passes import Closure, Passes
+from .rounding import Noise
 from .snapshots import BufferState, RandomState, accelerators_of
 from .stores import Store
 from .support import (
@@ -45,6 +46,11 @@ class Engine:
             where they do not. With it the engine looks at every ascent whether the gradient overflowed.
         no_sync: makes a context in which a backward pass does not reduce gradients over ranks.
         store: where weights and gradients are. Default None: in the parameters of the optimizer's groups.
+        autocast_dtype: the type that the closures compute in by autocast, None without.
+        began_on_grid: the training, now resumed, began with weights that are bfloat16 numbers (``store.on_grid``).
+
+    Attributes:
+        steps_made: optimizer steps made by this engine; a resumed run sets it, for its random numbers to go on.
 
     Raises:
         ValueError: the combination cannot be exact; the message says what to do instead.
@@ -60,6 +66,8 @@ class Engine:
         loss_scale: Callable[[], Tensor] | None = None,
         no_sync: Callable[[], AbstractContextManager] | None = None,
         store: Store | None = None,
+        autocast_dtype: torch.dtype | None = None,
+        began_on_grid: bool = False,
     ) -> None:
         self.model = model
         if store is None and zero.is_engine(model):
@@ -71,6 +79,8 @@ class Engine:
         self.optimizer = self.store.optimizer
         self.method = method.resolved(adaptive_base=scales_per_coordinate(self.optimizer))
         check_supported(self.method, model, self.optimizer, scope, self.store.named())
+        if autocast_dtype == torch.bfloat16:
+            self.store.find_weights_on_grid(began_on_grid)
         self.scope = scope
         self.loss_scale = loss_scale
         self.no_sync = no_sync or (lambda: gradients_unreduced(model))
@@ -78,6 +88,7 @@ class Engine:
         self.rank_groups = self.store.rank_groups()
         self.gradients_are_views = getattr(self.data_parallel, "gradient_as_bucket_view", False)
         self.metrics: dict[str, Tensor | float] = {}
+        self.steps_made = 0
         self.after_step: AfterStep | None = None
         self.hooks: list[RemovableHandle] = []
         if self.method.adds_after_step:
@@ -174,7 +185,12 @@ class Engine:
         if self.method.adds_after_step:
             self._prepare_after_step()
         self.metrics = self._merged_metrics()
+        self.steps_made += 1
         self._forget_step()
+
+    def noise(self, use: int) -> Noise:
+        """Random bits for one use within this run of the method; another run, step or shard gets others."""
+        return Noise(torch.initial_seed(), self.store.shard_index(), self.steps_made, len(self.measured), use)
 
     def abort(self) -> None:
         """Put the weights back if they are moved, and drop everything that belongs to an unfinished step."""

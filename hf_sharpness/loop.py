@@ -40,12 +40,13 @@ class SharpnessAware:
         optimizer: torch.optim.Optimizer,
         scope: str = "global",
         scaler: Any = None,
+        autocast_dtype: torch.dtype | None = None,
     ) -> None:
         device = next(model.parameters()).device
         scale: Callable[[], Tensor] | None = None
         if scaler is not None and scaler.is_enabled():
             scale = lambda: scaler.scale(torch.ones((), device=device))  # noqa: E731
-        self.engine = Engine(method, model, optimizer, scope=scope, loss_scale=scale)
+        self.engine = Engine(method, model, optimizer, scope=scope, loss_scale=scale, autocast_dtype=autocast_dtype)
 
     @property
     def method(self) -> methods.Method:
@@ -105,6 +106,7 @@ class SAM(SharpnessAware):
         steps: number of ascent steps, each of length rho/steps.
         scope: whose gradient makes the perturbation: "global", "device" or "micro_batch".
         scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one.
+        autocast_dtype: the type of the closure's autocast, if it has one; matters for weights out of a bf16 checkpoint.
     """
 
     def __init__(
@@ -117,8 +119,9 @@ class SAM(SharpnessAware):
         steps: int = methods.SAM.steps,
         scope: str = "global",
         scaler: Any = None,
+        autocast_dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(methods.SAM(rho, adaptive, steps), model, optimizer, scope, scaler)
+        super().__init__(methods.SAM(rho, adaptive, steps), model, optimizer, scope, scaler, autocast_dtype)
 
 
 class WSAM(SharpnessAware):
@@ -134,6 +137,7 @@ class WSAM(SharpnessAware):
         steps: number of ascent steps, each of length rho/steps.
         scope: whose gradient makes the perturbation: "global", "device" or "micro_batch".
         scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one.
+        autocast_dtype: the type of the closure's autocast, if it has one; matters for weights out of a bf16 checkpoint.
     """
 
     def __init__(
@@ -148,8 +152,11 @@ class WSAM(SharpnessAware):
         steps: int = methods.WSAM.steps,
         scope: str = "global",
         scaler: Any = None,
+        autocast_dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(methods.WSAM(rho, adaptive, steps, mode, gamma), model, optimizer, scope, scaler)
+        super().__init__(
+            methods.WSAM(rho, adaptive, steps, mode, gamma), model, optimizer, scope, scaler, autocast_dtype
+        )
 
 
 class XSAM(SharpnessAware):
@@ -167,6 +174,7 @@ class XSAM(SharpnessAware):
         adaptive: scale the ascent by the size of each weight (ASAM).
         steps: number of ascent steps, each of length rho/steps.
         scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one.
+        autocast_dtype: the type of the closure's autocast, if it has one; matters for weights out of a bf16 checkpoint.
     """
 
     def __init__(
@@ -184,9 +192,10 @@ class XSAM(SharpnessAware):
         steps: int = methods.XSAM.steps,
         scope: str = "global",
         scaler: Any = None,
+        autocast_dtype: torch.dtype | None = None,
     ) -> None:
         method = methods.XSAM(rho, adaptive, steps, rho_max, alpha, alpha_max, alpha_points, refresh)
-        super().__init__(method, model, optimizer, scope, scaler)
+        super().__init__(method, model, optimizer, scope, scaler, autocast_dtype)
 
     @property
     def alpha(self) -> float | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from . import vectors
+from . import rounding, vectors
 from .snapshots import BufferState, RandomState, accelerators_of
 from .support import mean_over_ranks
 from .vectors import Vector
@@ -62,6 +62,8 @@ class Passes:
         self.metrics: dict[str, Tensor | float] = {"loss": loss}
         self.params: list[nn.Parameter] = []
         self.owners: Sequence[Any] = []
+        self.coarse: list[bool] = []
+        self.climbs = 0
         self.live: Vector = []
         self.saved: Vector = []
         self.copies: Vector = []
@@ -112,7 +114,7 @@ class Passes:
         gradient_norm = self._ascent_norm(gradient)
         self._save()
         vectors.displacement_(gradient, length, gradient_norm, self.owners, self.saved if adaptive else None)
-        vectors.move_(self.live, gradient)
+        self._move(self.live, gradient)
         self._weights_changed()
         return gradient
 
@@ -122,8 +124,13 @@ class Passes:
         self._save()
         vectors.copy_(self.live, gradient)
         vectors.displacement_(self.live, length, gradient_norm, self.owners, self.saved if adaptive else None)
-        vectors.move_(self.live, self.saved)
+        self._move(self.saved, self.live)
         self._weights_changed()
+
+    def _move(self, start: Vector, step: Vector) -> None:
+        """The live weights <- start + step, one of which they hold."""
+        self.climbs += 1
+        rounding.move_(self.live, start, step, self.coarse, self.engine.noise(self.climbs))
 
     def _ascent_norm(self, gradient: Vector) -> Tensor:
         gradient_norm = self.norm(gradient)
@@ -162,6 +169,7 @@ class Passes:
         saved = vectors.clone(live) if self.saved else []
         self.params = self.params + new
         self.owners = self.engine.store.owners(self.params)
+        self.coarse = self.engine.store.seen_in_bfloat16(self.params)
         self.live, self.saved = self.live + live, self.saved + saved
 
     # Passes over the batch.
@@ -195,8 +203,9 @@ class Passes:
     def probe(self, terms: list[tuple[float, Vector]]) -> Tensor:
         self._measure_displacement()
         vectors.copy_(self.live, self.saved)
+        noise = self.engine.noise(0)  # the same for all probes, which are compared
         for factor, vector in terms:
-            vectors.move_(self.live, vector, factor)
+            rounding.move_(self.live, self.live, vector, self.coarse, noise, factor)
         self._weights_changed()
         self.skip_backward = SkipBackward()
         torch.set_grad_enabled(False)  # restore() turns it on again, wherever an interrupt comes

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .support import rank_groups, sharded_modules
-from .vectors import Vector
+from .support import are_bfloat16_numbers, rank_groups, rounded_by_autocast, sharded_modules
+from .vectors import Vector, is_sharded
 
 
 class Store:
@@ -24,6 +24,7 @@ class Store:
         self.model = model
         self.optimizer = optimizer
         self.sharded_modules = sharded_modules(model)
+        self.on_grid: set[int] = set()
         self.weights_changed()  # an evaluation leaves gathered copies in the place of the parameters
 
     def parameters(self) -> list[nn.Parameter]:
@@ -41,6 +42,26 @@ class Store:
     def owners(self, params: Sequence[nn.Parameter]) -> Sequence[Any]:
         """For every parameter what ``vectors.norm`` takes as ``like``."""
         return params
+
+    def shard_index(self) -> int:
+        """Differs between ranks that hold different weights."""
+        return torch.distributed.get_rank() if any(is_sharded(p) for p in self.parameters()) else 0
+
+    def find_weights_on_grid(self, began_there: bool = False) -> None:
+        """Under bf16 autocast: look whether the weights are bfloat16 numbers, as they are out of a bf16 checkpoint.
+
+        Then autocast, which rounds ``w + delta`` to the nearest bfloat16 number, would give back w, until the base
+        optimizer's steps have spread the weights between those numbers.
+
+        Args:
+            began_there: they were when the training began; a resumed one does not look.
+        """
+        rounded = rounded_by_autocast(self.model, self.parameters())
+        self.on_grid = {id(p) for p in rounded} if began_there or are_bfloat16_numbers(rounded) else set()
+
+    def seen_in_bfloat16(self, params: Sequence[nn.Parameter]) -> list[bool]:
+        """For every parameter whether it is to move on the grid of bfloat16 numbers, by stochastic rounding."""
+        return [p.dtype == torch.bfloat16 or id(p) in self.on_grid for p in params]
 
     def stepped_together(self, params: list[nn.Parameter]) -> list[list[nn.Parameter]]:
         """The parameters, grouped by the calls of the base optimizer's ``step`` that one optimizer step makes."""

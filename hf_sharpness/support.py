@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .methods import Method
-from .vectors import is_sharded
+from .vectors import is_sharded, local
 
 try:
     from torch.distributed.fsdp import FSDPModule
@@ -98,6 +98,8 @@ FLOAT32_INSTEAD = (
 
 def _check_precision(method: Method, model: nn.Module, trainable: Sequence[tuple[str, Tensor]]) -> None:
     """Weights stored in bfloat16 are rounded stochastically when they move, with a warning; float16 has no such way."""
+    if method.is_plain:
+        return
     stored = {parameter.dtype: name for name, parameter in reversed(trainable)}
     if torch.float16 in stored:
         raise ValueError(
@@ -123,6 +125,29 @@ def _check_precision(method: Method, model: nn.Module, trainable: Sequence[tuple
         f"are lost in rounding. For exact steps, {FLOAT32_INSTEAD}",
         stacklevel=2,
     )
+
+
+def rounded_by_autocast(model: nn.Module, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Those of the float32 parameters that autocast casts: the weights of linear layers, convolutions and the like."""
+    optimized = {id(p) for p in parameters if p.dtype == torch.float32}
+    rounded = {
+        id(p): p
+        for module in model.modules()
+        if not isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        for p in module.parameters(recurse=False)
+        if id(p) in optimized and (p.ndim > 1 or isinstance(module, nn.Linear))
+    }
+    return list(rounded.values())
+
+
+def are_bfloat16_numbers(parameters: list[nn.Parameter]) -> bool:
+    """Whether most of the values are, as out of a bf16 checkpoint. Zeros, as adapters begin with, do not count."""
+    found = total = 0
+    for weights in local(parameters):
+        nonzero = weights != 0
+        found += int(((weights == weights.bfloat16()) & nonzero).sum())
+        total += int(nonzero.sum())
+    return found > total / 2
 
 
 def check_supported(

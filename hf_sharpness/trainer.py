@@ -87,8 +87,12 @@ class SharpnessTrainerMixin:
         if isinstance(deferred, zero.DeferredStep):
             accelerator.deepspeed_engine_wrapped = deferred.wrapper
 
-    def _start_sharpness(self) -> None:
-        """Build the engine, once model and optimizer are what they will be in training."""
+    def _start_sharpness(self) -> bool:
+        """Build the engine, once model and optimizer are what they will be in training.
+
+        Returns:
+            Whether the weights are, or were when the training began, bfloat16 numbers under autocast.
+        """
         self._close_engine()
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         if parallelism is not None and (parallelism.cp_enabled or getattr(parallelism, "sp_enabled", False)):
@@ -99,8 +103,8 @@ class SharpnessTrainerMixin:
         self.args.check_sharpness()  # again: a hyper-parameter search sets arguments one by one
         method = self.args.method()
         saved = self.state.stateful_callbacks.get(SharpnessCallback.__name__)
-        if saved:
-            method.load_state_dict(saved["attributes"]["method_state"])
+        earlier = saved["attributes"] if saved else {}
+        method.load_state_dict(earlier.get("method_state", {}))
         scaler = self.accelerator.scaler
         loss_scale = scaler and (lambda: scaler.scale(torch.ones((), device=self.args.device)))
         store = None
@@ -114,12 +118,16 @@ class SharpnessTrainerMixin:
             loss_scale=loss_scale,
             no_sync=self._gradients_unreduced,
             store=store,
+            autocast_dtype=torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None,
+            began_on_grid=earlier.get("began_on_grid", False),
         )
+        self._engine.steps_made = self.state.global_step
         self._averages = Averages((*LOGGED, *self._engine.method.metrics))
         # A resume may begin in the middle of an epoch, which is then no new one.
         if at_epoch_boundary(self.state):
             self._engine.method.start_epoch()
         self._first_epoch_has_begun = False
+        return bool(self._engine.store.on_grid)
 
     def _deepspeed_store(self) -> tuple[zero.ZeroStore, Any]:
         """Where DeepSpeed's weights are, and its loss scale; from now on it steps when the passes are over."""

@@ -75,37 +75,6 @@ def add_(vector: Vector, other: Vector, factor: float = 1.0) -> None:
         torch._foreach_add_(vector, other, alpha=factor)
 
 
-def move_(weights: Vector, step: Vector, factor: float = 1.0) -> None:
-    """weights <- weights + factor * step; sums in bfloat16 are rounded stochastically.
-
-    A step far smaller than the spacing of bfloat16 numbers would be lost in rounding to the nearest. Rounded up or down
-    at random, with the distance as probability, the sum is right on average: weights move as a whole by what was asked
-    for, plus noise that is independent from weight to weight. Uses the devices' default random generators.
-    """
-    pairs = list(zip(weights, step, strict=True))
-    wide = [(w, s) for w, s in pairs if w.dtype != torch.bfloat16]
-    add_([w for w, _ in wide], [s for _, s in wide], factor)
-    for weight, change in pairs:
-        if weight.dtype == torch.bfloat16:
-            for part, of_change in _in_parts(weight, change):
-                _round_to_bfloat16_(part, part.float().add_(of_change, alpha=factor))
-
-
-def _in_parts(a: Tensor, b: Tensor, elements: int = 2**24) -> list[tuple[Tensor, Tensor]]:
-    """Views of two tensors of one shape, small enough for float32 copies of them not to count."""
-    if not (a.is_contiguous() and b.is_contiguous()):
-        return [(a, b)]
-    return list(zip(a.view(-1).split(elements), b.view(-1).split(elements), strict=True))
-
-
-def _round_to_bfloat16_(target: Tensor, exact: Tensor) -> None:
-    """target <- exact (float32, overwritten) rounded to one of its two neighbours, the nearer the likelier."""
-    bits = exact.view(torch.int32)
-    bits += torch.randint_like(bits, 2**16)  # bfloat16 is the upper half of float32: a carry into it rounds up
-    bits &= -(2**16)
-    target.copy_(exact)
-
-
 def multiply_(vector: Vector, other: Vector) -> None:
     """vector <- vector * other, element by element."""
     if vector:

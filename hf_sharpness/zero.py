@@ -43,6 +43,7 @@ class ZeroStore(Store):
 
     def __init__(self, engine: Any) -> None:
         self.engine = self.model = engine
+        self.on_grid: set[int] = set()
         self.zero = engine.optimizer
         self.optimizer = self.zero.optimizer
         # The ranks over which gradients are averaged and weights are split.
@@ -63,6 +64,16 @@ class ZeroStore(Store):
 
     def owners(self, params: Sequence[nn.Parameter]) -> Sequence[Any]:
         return [self.part] * len(params)
+
+    def shard_index(self) -> int:
+        return torch.distributed.get_rank(self.group)
+
+    def find_weights_on_grid(self, began_there: bool = False) -> None:
+        """The parts mix weights that autocast rounds with others: left alone."""
+
+    def seen_in_bfloat16(self, params: Sequence[nn.Parameter]) -> list[bool]:
+        # With bf16.enabled the parts begin as the model's own bfloat16 weights, and every pass sees them in bfloat16.
+        return [self.zero.dtype == torch.bfloat16] * len(params)
 
     def stepped_together(self, params: list[nn.Parameter]) -> list[list[nn.Parameter]]:
         return [[part] for part in params]

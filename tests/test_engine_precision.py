@@ -13,6 +13,8 @@ from reference import BASES, Spec, by_name
 from torch import nn
 from torch.nn import functional as F
 
+import hf_sharpness
+
 
 class Wide(nn.Module):
     """Enough weights that a perturbation of length .05 is far below one bf16 step of most of them."""
@@ -99,3 +101,74 @@ def test_float32_takes_the_whole_of_it_in_silence(
     assert realised(spec, torch.float32, plain) == pytest.approx(1.0, rel=1e-4)
     assert not caplog.text
     assert not [w for w in recwarn if "float32" in str(w.message)]
+
+
+GRID = "ignore:.*stored in torch.bfloat16"
+
+
+class Probed(Wide):
+    """Keeps the linear layers' weights as autocast sees them, at every forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.seen.append(torch.cat([p.detach().bfloat16().double().reshape(-1) for p in self.parameters()]))
+        return super().forward(x, labels)
+
+
+@pytest.mark.filterwarnings(GRID)
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32], ids=["bf16", "float32 out of bf16, autocast"])
+def test_every_step_has_its_own_noise(stored: torch.dtype, plain: Any) -> None:
+    """Without dropout nothing else draws random numbers. The base optimizer takes no step, so every perturbation is the
+    same but for its rounding, and their mean comes to the exact one; with the same noise it would not."""
+    model = Probed().bfloat16().to(stored)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    autocast = torch.bfloat16 if stored == torch.float32 else None
+    method = hf_sharpness.SAM(model, optimizer, rho=0.001, autocast_dtype=autocast)
+    (batch,) = steps_of(classification(8, stored), 8)[0]
+
+    def closure() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast is not None):
+            loss = model(**batch)["loss"]
+        loss.backward()
+        return loss
+
+    before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    for _ in range(60):
+        method.backward(closure)
+        optimizer.zero_grad()
+    assert torch.equal(nn.utils.parameters_to_vector(model.parameters()), before)
+    w, moved = model.seen[0], torch.stack(model.seen[1::2])
+    g = exact_gradient(w)
+    delta = 0.001 * g / g.norm()
+    one, mean = moved[0] - w, moved.mean(0) - w
+    assert float((one - delta).norm()) > 3 * 0.001
+    assert float((mean - delta).norm()) < 0.25 * float((one - delta).norm())
+    assert float(mean @ delta / 0.001**2) == pytest.approx(1.0, abs=0.05)
+
+
+def test_every_climb_has_its_own_noise(plain: Any) -> None:
+    """Two climbs within a step: their rounding errors are independent."""
+    model = Probed().bfloat16()
+    with pytest.warns(UserWarning, match="stored in torch.bfloat16"):
+        method = hf_sharpness.SAM(model, torch.optim.SGD(model.parameters(), lr=0.0), rho=0.001, steps=2)
+    (batch,) = steps_of(classification(8, torch.bfloat16), 8)[0]
+
+    def closure() -> torch.Tensor:
+        loss = model(**batch)["loss"]
+        loss.backward()
+        return loss
+
+    method.backward(closure)
+    first, second = model.seen[1] - model.seen[0], model.seen[2] - model.seen[1]
+    assert abs(torch.cosine_similarity(first, second, dim=0)) < 0.3
+
+
+def test_gamma_0_is_the_base_whatever_the_weights_are_stored_in(recwarn: pytest.WarningsRecorder) -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        for mode in ("coupled", "decoupled"):
+            model = Wide().to(dtype)
+            hf_sharpness.WSAM(model, torch.optim.SGD(model.parameters(), lr=0.1), gamma=0.0, mode=mode)
+    assert not [w for w in recwarn if "stored in" in str(w.message)]

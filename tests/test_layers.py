@@ -11,7 +11,7 @@ import hf_sharpness
 
 PACKAGE = Path(hf_sharpness.__file__).parent
 LAYERS = [
-    {"vectors", "snapshots", "metrics"},
+    {"vectors", "rounding", "snapshots", "metrics"},
     {"methods"},
     {"support", "stores", "zero", "passes", "after_step"},
     {"engine"},

@@ -50,41 +50,6 @@ def test_norm_of_many_small_bf16_values_does_not_saturate() -> None:
     assert float(vectors.norm(ones)) == pytest.approx(math.sqrt(512 * 64) / 16, rel=1e-6)
 
 
-def test_moving_bf16_weights_is_right_on_average() -> None:
-    """Steps far below the spacing of bf16 numbers (2^-7 from 1 to 2): every weight goes to one of its two neighbours,
-    and their mean moves by the step. A sum that bf16 can hold is exact."""
-    torch.manual_seed(0)
-    values = torch.tensor([1.0, -1.0, 1.5, -3.0])
-    step = torch.tensor([1e-3, 1e-3, -5e-4, -4e-3])
-    spacing = torch.tensor([2**-7, 2**-7, 2**-7, 2**-6])
-    n = 200_000
-    weights = [values.bfloat16().repeat(n, 1), torch.ones(5, dtype=torch.bfloat16), torch.ones(3)]
-    vectors.move_(weights, [step.bfloat16().repeat(n, 1), torch.full((5,), 0.5).bfloat16(), torch.full((3,), 1e-4)])
-    moved = weights[0].double() - values
-    assert ((moved == 0) | (moved.abs() <= spacing)).all()
-    assert all(len(column.unique()) == 2 for column in moved.T)
-    error = moved.mean(0) - step.bfloat16().double()
-    assert (error.abs() < 5 * spacing * (step.abs() / spacing / n).sqrt()).all()
-    assert torch.equal(weights[1], torch.full((5,), 1.5).bfloat16())
-    assert torch.equal(weights[2], torch.ones(3) + 1e-4)
-
-
-def test_moving_bf16_weights_by_nothing_changes_nothing() -> None:
-    weights = torch.randn(1000).bfloat16()
-    moved = weights.clone()
-    vectors.move_([moved], [torch.zeros_like(moved)], factor=3.0)
-    assert torch.equal(moved, weights)
-
-
-def test_large_and_transposed_bf16_weights_move_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = vectors._in_parts
-    monkeypatch.setattr(vectors, "_in_parts", lambda a, b: parts(a, b, elements=7))
-    for weights in (torch.zeros(5, 4).bfloat16(), torch.zeros(4, 5).bfloat16().T):
-        step = torch.arange(20.0).bfloat16().view(5, 4)
-        vectors.move_([weights], [step], factor=2.0)
-        assert torch.equal(weights, 2 * step)
-
-
 def test_norm_of_tensors_of_different_dtypes() -> None:
     a = [torch.full((2,), 3.0), torch.full((2,), 4.0, dtype=torch.bfloat16)]
     assert float(vectors.norm(a)) == pytest.approx(math.sqrt(2 * 9 + 2 * 16))

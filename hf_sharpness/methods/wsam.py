@@ -55,7 +55,7 @@ class WSAM(SAM):
 
     @property
     def adds_after_step(self) -> bool:
-        return self.mode == "decoupled"
+        return self.mode == "decoupled" and not self.is_plain
 
     def run(self, step: Step) -> None:
         a = self.gamma / (1 - self.gamma)

@@ -314,6 +314,26 @@ def test_bf16_weights(spec: Spec, train: Any, tmp_path: Path) -> None:
     assert min(moved) > 0.5 * spec.settings["rho"]
 
 
+@pytest.mark.parametrize("spec", METHODS, ids=str)
+@pytest.mark.shows(
+    mode="float32 weights out of a bf16 checkpoint, --bf16",
+    brief="`--bf16` from a bf16 checkpoint",
+    result="within rounding",
+)
+def test_weights_out_of_a_bf16_checkpoint(spec: Spec, train: Any, tmp_path: Path) -> None:
+    """Autocast would round a small perturbation away: it is rounded stochastically too, from the first step to the
+    last, also when a resumed run begins with weights that have left the grid of bf16 numbers."""
+    small = spec.arguments() | {"sam_rho": 1e-3, "bf16": True} | IN_BF16
+    saving = {"save_strategy": "steps", "save_steps": 3, "output_dir": str(tmp_path / "saved")}
+    model, items = bf16_model().float(), classification(48, torch.float32)
+    whole = train(model, items, **small | saving)
+    rest = train(model, items, resume=tmp_path / "saved" / "checkpoint-3", **small)
+    assert torch.equal(torch.stack(rest.weights), torch.stack(whole.weights[3:]))
+    assert min(whole.series("perturbation_norm")) > 2e-3, "rho and the noise of rounding"
+    elsewhere = train(Net(lambda: nn.Dropout(0.3)), items, **small)
+    assert elsewhere.series("perturbation_norm") == pytest.approx([1e-3] * 6, rel=1e-3), "ordinary weights: as ever"
+
+
 def test_bf16_weights_are_put_back(train: Any) -> None:
     """With rho 0 the run is the stock one bit for bit, dropout included: rounding at random takes nothing from the
     random numbers of the training, and the weights come back exactly."""
