@@ -20,6 +20,7 @@ import datetime
 import platform
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -47,13 +48,32 @@ def stochastic(tensor: Tensor) -> Tensor:
     return ((tensor.view(torch.int32) + noise) & ~0xFFFF).view(torch.float32)
 
 
-WAYS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], bool]] = {
-    # name: how the weights are held, how the moved ones are, whether the float32 weights lie beneath
-    "float32": (lambda t: t, lambda t: t, True),
-    "float32, bf16 autocast (as it sees the linear layers)": (nearest(torch.bfloat16), nearest(torch.bfloat16), True),
-    "fp16": (nearest(torch.float16), nearest(torch.float16), False),
-    "bf16": (nearest(torch.bfloat16), nearest(torch.bfloat16), False),
-    "bf16, moved weights rounded stochastically": (nearest(torch.bfloat16), stochastic, False),
+@dataclass
+class Way:
+    """How the weights are held.
+
+    Args:
+        seen: what the forward pass sees of a weight.
+        moved: what it sees of a weight that was moved.
+        beneath: whether the exact weights lie beneath, and move; else what is seen moves.
+        everywhere: whether this goes for all weights, or for those of linear layers alone, as under autocast.
+    """
+
+    seen: Callable[[Tensor], Tensor]
+    moved: Callable[[Tensor], Tensor]
+    beneath: bool = False
+    everywhere: bool = True
+
+
+BF16 = nearest(torch.bfloat16)
+WAYS = {
+    "float32": Way(lambda t: t, lambda t: t),
+    "float32, bf16 autocast": Way(BF16, BF16, beneath=True, everywhere=False),
+    "float32 out of a bf16 checkpoint, bf16 autocast, nearest": Way(BF16, BF16, everywhere=False),
+    "float32 out of a bf16 checkpoint, bf16 autocast, stochastic": Way(BF16, stochastic, everywhere=False),
+    "bf16, nearest": Way(BF16, BF16),
+    "bf16, stochastic": Way(BF16, stochastic),
+    "fp16, nearest": Way(nearest(torch.float16), nearest(torch.float16)),
 }
 
 
@@ -86,15 +106,14 @@ def cosine(a: Vector, b: Vector) -> float:
 
 def measure(question: Question, exact: Vector, linear: list[bool], rho: float, way: str) -> dict[str, float]:
     """One way of holding the weights, one batch."""
-    hold, move, beneath = WAYS[way]
-    # Autocast rounds the weights of linear layers alone; stored in 16 bits, all are rounded.
-    rounded = linear if beneath else [True] * len(exact)
-    held = [hold(w) if yes else w for w, yes in zip(exact, rounded, strict=True)]
+    how = WAYS[way]
+    rounded = [True] * len(exact) if how.everywhere else linear
+    held = [how.seen(w) if yes else w for w, yes in zip(exact, rounded, strict=True)]
     loss, gradient = question.loss_and_gradient(held)
     delta = [rho / float(vectors.norm(gradient)) * g for g in gradient]
-    start = exact if beneath else held
+    start = exact if how.beneath else held
     wanted = [w + d for w, d in zip(held, delta, strict=True)]
-    moved = [move(w + d) if yes else w + d for w, d, yes in zip(start, delta, rounded, strict=True)]
+    moved = [how.moved(w + d) if yes else w + d for w, d, yes in zip(start, delta, rounded, strict=True)]
     wanted_loss, wanted_gradient = question.loss_and_gradient(wanted)
     moved_loss, moved_gradient = question.loss_and_gradient(moved)
     realised = difference(moved, held)

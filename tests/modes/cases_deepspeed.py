@@ -149,6 +149,12 @@ def half(directory: Path, stage: int, name: str) -> dict[str, Any]:
     return trained(directory, Net(), config(stage, **HALF[half]), **flags, **SGD, **named(method).arguments())
 
 
+@case(*STAGES)
+def small(directory: Path, stage: int) -> dict[str, Any]:
+    arguments = SGD | {"optim": "sam", "sam_rho": 1e-3, "bf16": True}
+    return trained(directory, Net(), config(stage, **HALF["bf16"]), **arguments)
+
+
 FAULTS = {"replay": ("wsam-coupled", "forward", 4), "backward": ("wsam-decoupled", "backward", 3)}
 FAULTS |= {"probe": ("xsam", "forward", 7)}
 
