@@ -6,8 +6,10 @@ name on the command line.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import typing
 from typing import Any
 
 import transformers
@@ -35,6 +37,15 @@ HYPERPARAMETERS = {
 """Argument -> the method that defines the hyper-parameter, and its name there."""
 
 
+def _kinds_of_number(cls: type, name: str) -> list[type]:
+    hint = typing.get_type_hints(cls)[name]
+    return [kind for kind in (int, float) if kind in (hint, *typing.get_args(hint))]
+
+
+_NUMBERS = {argument: _kinds_of_number(cls, name) for argument, (cls, name) in HYPERPARAMETERS.items()}
+"""Argument -> the kinds of number that it may be."""
+
+
 def _hyperparameter(argument: str) -> Any:
     cls, name = HYPERPARAMETERS[argument]
     field = next(f for f in dataclasses.fields(cls) if f.name == name)
@@ -45,14 +56,11 @@ def _hyperparameter(argument: str) -> Any:
 
 
 @dataclasses.dataclass
-class SharpnessArguments:
-    """The arguments that choose and tune a sharpness-aware method. Mix it into any dataclass of training arguments:
+class _SharpnessArguments:
+    """What ``SharpnessArguments`` and this package's TrainingArguments have in common, which is all of it.
 
-        @dataclass
-        class MyArguments(SharpnessArguments, SFTConfig): ...
-
-    Raises:
-        ValueError: an argument is not valid, or arguments make no sense together; names argument, value and remedy.
+    A base of its own: under `hf-sharpness run` the stock base of a class into which somebody mixes SharpnessArguments
+    is this package's TrainingArguments. If that derived from SharpnessArguments, there would be no order of the bases.
     """
 
     optim: str = dataclasses.field(
@@ -107,8 +115,8 @@ class SharpnessArguments:
         return self
 
     def __post_init__(self) -> None:
-        given = explicit.settle(self, [f.name for f in dataclasses.fields(SharpnessArguments)])
-        if self.sharpness_config:
+        given = explicit.settle(self, [f.name for f in dataclasses.fields(_SharpnessArguments)])
+        if self.sharpness_config is not None:
             from . import hub
 
             hub.fill(self, given)
@@ -134,9 +142,9 @@ class SharpnessArguments:
 
     def check_sharpness(self) -> None:
         """Raise a ValueError for the first sharpness argument that is not valid."""
-        # From the command line, and from a hyper-parameter search, a number comes as text.
-        if isinstance(self.xsam_refresh, str) and self.xsam_refresh.isdecimal():
-            self.xsam_refresh = int(self.xsam_refresh)
+        # From the command line, a hyper-parameter search, and YAML (`1e-1`), a number comes as text.
+        for argument in HYPERPARAMETERS:
+            setattr(self, argument, _number(argument, getattr(self, argument)))
         if self.optim not in METHODS and self.optim not in _STOCK_NAMES:
             raise ValueError(
                 f"optim={self.optim!r} is not known: must be one of {', '.join(METHODS)}, or one of transformers' own "
@@ -285,13 +293,34 @@ class SharpnessArguments:
 
 
 @dataclasses.dataclass
-class TrainingArguments(SharpnessArguments, transformers.TrainingArguments):
+class SharpnessArguments(_SharpnessArguments):
+    """The arguments that choose and tune a sharpness-aware method. Mix it into any dataclass of training arguments:
+
+        @dataclass
+        class MyArguments(SharpnessArguments, SFTConfig): ...
+
+    Raises:
+        ValueError: an argument is not valid, or arguments make no sense together; names argument, value and remedy.
+    """
+
+
+@dataclasses.dataclass
+class TrainingArguments(_SharpnessArguments, transformers.TrainingArguments):
     """transformers.TrainingArguments with the sharpness arguments; nothing else differs."""
 
 
 @dataclasses.dataclass
 class Seq2SeqTrainingArguments(TrainingArguments, transformers.Seq2SeqTrainingArguments):
     """transformers.Seq2SeqTrainingArguments with the sharpness arguments; nothing else differs."""
+
+
+def _number(argument: str, value: Any) -> Any:
+    """The number that a text stands for, where the argument is one; anything else as it is."""
+    if isinstance(value, str):
+        for kind in _NUMBERS[argument]:
+            with contextlib.suppress(ValueError):
+                return kind(value)
+    return value
 
 
 def _plain_name(name: Any) -> Any:

@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
 if TYPE_CHECKING:
-    from .trainer import SharpnessTrainerMixin
+    from .trainer import _SharpnessTrainer
 
 
 class SharpnessCallback(TrainerCallback, ExportableState):
@@ -23,9 +23,9 @@ class SharpnessCallback(TrainerCallback, ExportableState):
     def __init__(self) -> None:
         self.method_state: dict[str, Any] = {}
         self.began_on_grid = False
-        self._trainer: weakref.ref[SharpnessTrainerMixin] | None = None
+        self._trainer: weakref.ref[_SharpnessTrainer] | None = None
 
-    def attach(self, trainer: SharpnessTrainerMixin) -> None:
+    def attach(self, trainer: _SharpnessTrainer) -> None:
         """Tell this trainer (held weakly) what happens."""
         self._trainer = weakref.ref(trainer)
 

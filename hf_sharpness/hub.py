@@ -81,6 +81,20 @@ def save(arguments: SharpnessArguments, folder: str | os.PathLike[str]) -> Path:
     return path
 
 
+def remove_stale(folder: str | os.PathLike[str]) -> None:
+    """Remove the ``sharpness_config.json`` of an earlier run: the model saved in the folder now was not trained so.
+
+    A file that is not valid, or names none of this package's methods, is left alone.
+    """
+    path = Path(folder, CONFIG_NAME)
+    if not path.is_file():
+        return
+    with contextlib.suppress(ValueError, OSError):
+        if parse_config(read(path), str(path)).get("optim") in METHODS:
+            path.unlink()
+            log.info("%s is of an earlier run and was removed: this model was trained without it", path)
+
+
 def push(
     arguments: SharpnessArguments,
     repo_id: str,
@@ -126,6 +140,7 @@ def fill(arguments: SharpnessArguments, given: set[str]) -> None:
     name = arguments.sharpness_config
     values = load(name, token=getattr(arguments, "hub_token", None))
     free = {key: value for key, value in values.items() if key not in given}
+    _note_new_meanings(arguments, values, free, given)
     if values and not free:
         log.warning("sharpness_config=%r changes nothing: all of its arguments were given explicitly as well", name)
     for key, value in free.items():
@@ -133,6 +148,46 @@ def fill(arguments: SharpnessArguments, given: set[str]) -> None:
     log.info("sharpness_config=%r: %s", name, free)
     # The values are in their places: a copy made of them (as by to_dict) must not ask the Hub again.
     arguments.sharpness_config = None
+
+
+def _note_new_meanings(
+    arguments: SharpnessArguments, values: dict[str, Any], free: dict[str, Any], given: set[str]
+) -> None:
+    """Where what was given changes the meaning of a number of the config: drop WSAM's gamma, warn of rho.
+
+    Args:
+        arguments: those that were given, and defaults.
+        values: the config's.
+        free: of these, those that apply; changed in place.
+        given: names of arguments.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(SharpnessArguments)}
+    before = {**defaults, **values}
+    after = {**before, **{name: getattr(arguments, name) for name in given}}
+    modes = [_wsam_mode(chosen) for chosen in (before, after)]
+    if modes[0] != modes[1] and free.get("wsam_gamma") is not None:
+        log.warning(
+            "sharpness_config=%r: its wsam_gamma=%s was chosen for the %s mode and is not taken over to the %s one, "
+            "which has its own default: give wsam_gamma as well to choose it",
+            arguments.sharpness_config,
+            free.pop("wsam_gamma"),
+            *modes,
+        )
+    if bool(before["sam_adaptive"]) != bool(after["sam_adaptive"]) and "sam_rho" in free:
+        log.warning(
+            "sharpness_config=%r: sam_adaptive=%s gives its sam_rho=%s another meaning (ASAM wants about 10 times "
+            "SAM's value): give sam_rho as well",
+            arguments.sharpness_config,
+            after["sam_adaptive"],
+            before["sam_rho"],
+        )
+
+
+def _wsam_mode(values: dict[str, Any]) -> str:
+    """The mode that WSAM has with these arguments."""
+    base = str(getattr(values["base_optim"], "value", values["base_optim"]))
+    mode = str(values["wsam_mode"])
+    return mode if mode != "auto" else "decoupled" if base == "sgd" else "coupled"
 
 
 def parse_config(content: bytes, origin: str) -> dict[str, Any]:
@@ -172,7 +227,7 @@ def parse_config(content: bytes, origin: str) -> dict[str, Any]:
         refuse(f"is larger than {MAX_BYTES // 1024} KiB, so no sharpness config: remove what does not belong there")
     try:
         config = json.loads(
-            content.decode("utf-8"),
+            content.decode("utf-8-sig"),  # editors on Windows begin a file with a mark
             object_pairs_hook=pairs,
             parse_int=number,
             parse_float=number,
@@ -268,6 +323,8 @@ def fetch(
         OSError: there is no such file, or no access to it.
     """
     name = os.fspath(name)
+    if not name.strip():
+        raise ValueError(f"{name!r} names nothing: give a file, a folder, or a repo on the Hub (user/repo)")
     path = Path(name)
     if path.is_dir():
         path = path / filename

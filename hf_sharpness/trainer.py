@@ -31,11 +31,10 @@ LOGGED = ("perturbed_loss", "sharpness", "ascent_grad_norm", "perturbation_norm"
 """Logged for every method, beside what the method measures of its own."""
 
 
-class SharpnessTrainerMixin:
-    """Gives a Trainer the optimizers sam, wsam and xsam; with any other ``optim`` it changes nothing.
+class _SharpnessTrainer:
+    """What ``SharpnessTrainerMixin`` and this package's Trainers have in common, which is all of it.
 
-    Put it before a Trainer class: ``class MyTrainer(SharpnessTrainerMixin, SFTTrainer)``. The training arguments must
-    carry ``SharpnessArguments``.
+    A base of its own for the reason that ``_SharpnessArguments`` is one.
     """
 
     # Here instead of in an __init__, whose signature libraries look at.
@@ -230,14 +229,19 @@ class SharpnessTrainerMixin:
         return self.accelerator.reduce(values, reduction="sum")
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """transformers' own, with ``sharpness_config.json`` beside the weights.
+        """transformers' own, with ``sharpness_config.json`` beside the weights (with a stock ``optim``: without).
 
         Saves the unperturbed weights even if a signal handler asks in the middle of a pass.
         """
-        if self.uses_sharpness and self.args.should_save:
-            hub.save(self.args, output_dir or self.args.output_dir)
+        if self.args.should_save:
+            folders = [output_dir or self.args.output_dir]
             if self.args.push_to_hub:  # a checkpoint is uploaded by way of this folder
-                hub.save(self.args, self.args.output_dir)
+                folders.append(self.args.output_dir)
+            for folder in folders:
+                if self.uses_sharpness:
+                    hub.save(self.args, folder)
+                else:
+                    hub.remove_stale(folder)
         with self._engine.clean_weights() if self._engine is not None else contextlib.nullcontext():
             super().save_model(output_dir, *args, **kwargs)
 
@@ -257,7 +261,15 @@ class SharpnessTrainerMixin:
             modelcard.complete(card, self.args, self.optimizer, self.state.log_history, LOGGED, repo)
 
 
-class Trainer(SharpnessTrainerMixin, transformers.Trainer):
+class SharpnessTrainerMixin(_SharpnessTrainer):
+    """Gives a Trainer the optimizers sam, wsam and xsam; with any other ``optim`` it changes nothing.
+
+    Put it before a Trainer class: ``class MyTrainer(SharpnessTrainerMixin, SFTTrainer)``. The training arguments must
+    carry ``SharpnessArguments``.
+    """
+
+
+class Trainer(_SharpnessTrainer, transformers.Trainer):
     """transformers.Trainer with sam, wsam and xsam; with any other ``optim`` it is transformers' own, bit for bit."""
 
 

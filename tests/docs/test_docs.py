@@ -8,19 +8,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NEEDS = {
-    "README": ("trl",),
     "lora-sft": ("trl", "peft"),
     "vit": ("datasets", "sklearn"),
     "text-classification": ("datasets",),
     "hyperparameter-search": ("datasets", "optuna"),
     "ray-tune": ("datasets", "ray"),
 }
+OPTIONAL = {"README": "trl"}
+"""A package that some of a page's snippets need: these are run apart from the others."""
 SLOW = ("train digits-vit", "accelerate launch", "torchrun", "--sam_rho 0.05")
 """What a command that takes long has in it (the last: it differs from one that is run by its rho alone)."""
 TWO_PROCESSES = ("accelerate launch", "torchrun")
@@ -59,15 +61,49 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.stem)
-def test_the_snippets_of_a_page_run_one_after_the_other(page: Path, furnished: Path) -> None:
-    for package in NEEDS.get(page.stem, ()):
+def snippets() -> list[Any]:
+    """Page, its Python blocks that are run one after the other, and the packages they need."""
+    parts = []
+    for page in PAGES:
+        optional = OPTIONAL.get(page.stem)
+        apart = [code for code in blocks(page, "python") if optional and f"from {optional} import" in code]
+        rest = [code for code in blocks(page, "python") if code not in apart]
+        needed = NEEDS.get(page.stem, ())
+        if rest:
+            parts.append(pytest.param(page, rest, needed, id=page.stem))
+        if optional:
+            assert apart, f"no snippet of {page.name} needs {optional}"
+            parts.append(pytest.param(page, apart, (*needed, optional), id=f"{page.stem}-{optional}"))
+    return parts
+
+
+@pytest.mark.parametrize(("page", "code", "needed"), snippets())
+def test_the_snippets_of_a_page_run_one_after_the_other(
+    page: Path, code: list[str], needed: tuple[str, ...], furnished: Path, request: pytest.FixtureRequest
+) -> None:
+    for package in needed:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
-    script = furnished / f"{page.stem}_page.py"
+    script = furnished / f"{request.node.callspec.id}_page.py"
     prelude = (Path(__file__).parent / "readme_prelude.py").read_text() if page.stem == "README" else ""
-    script.write_text("\n".join([prelude, *blocks(page, "python")]))
+    script.write_text("\n".join([prelude, *code]))
     run([sys.executable, script.name], furnished)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "processes", "cpu"),
+    [("ddp", "MULTI_GPU", 8, False), ("fsdp2", "FSDP", 8, False), ("cpu2", "MULTI_GPU", 2, True)],
+)
+def test_accelerate_reads_the_configs(name: str, kind: str, processes: int, cpu: bool) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    path = ROOT / "docs" / "accelerate" / f"{name}.yaml"
+    config = load_config_from_file(str(path))
+    assert (str(config.distributed_type.value), config.num_processes, config.use_cpu) == (kind, processes, cpu)
+    assert config.fsdp_config.get("fsdp_version") == (2 if kind == "FSDP" else None)
+    assert path.read_text().startswith(
+        f"# accelerate launch --config_file docs/accelerate/{name}.yaml -m hf_sharpness.run your_script.py --optim wsam"
+    )
 
 
 COMMANDS = [

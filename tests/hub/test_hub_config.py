@@ -125,13 +125,53 @@ def test_a_default_that_was_given_overrides_the_config(name: str, given_by: str,
     else:
         (tmp_path / "arguments.json").write_text(json.dumps(given))
         (arguments,) = parser.parse_json_file(str(tmp_path / "arguments.json"))
-    assert values(arguments) == OTHER | {name: default}
+    own_default = {"wsam_gamma": None} if name == "wsam_mode" else {}  # auto is decoupled here
+    assert values(arguments) == OTHER | {name: default} | own_default
 
 
 def test_other_values_override_the_config(folder: str) -> None:
     line = ["--sharpness_config", folder, "--wsam_gamma", "0.2", "--sam-rho", "0.1", "--sam_adaptive", "no"]
     expected = OTHER | {"wsam_gamma": 0.2, "sam_rho": 0.1, "sam_adaptive": False}
     assert values(command_line(*line)) == expected
+
+
+@pytest.mark.parametrize(
+    ("saved", "given", "gamma"),
+    [
+        ({"wsam_mode": "coupled"}, {"wsam_mode": "decoupled"}, None),
+        ({"wsam_mode": "coupled"}, {"wsam_mode": "decoupled", "wsam_gamma": 0.8}, 0.8),
+        ({"base_optim": "sgd"}, {"base_optim": "adamw_torch"}, None),
+        ({"base_optim": "adamw_torch"}, {"base_optim": "sgd"}, None),
+        ({"wsam_mode": "coupled"}, {"base_optim": "sgd"}, 0.7),
+        ({"base_optim": "sgd"}, {"wsam_mode": "decoupled"}, 0.7),
+        ({"base_optim": "adafactor"}, {"base_optim": "adamw_torch", "sam_rho": 0.1}, 0.7),
+    ],
+)
+def test_one_modes_gamma_is_not_the_others(
+    saved: dict[str, Any], given: dict[str, Any], gamma: float | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    SharpnessArguments(optim="wsam", wsam_gamma=0.7, **saved).save_pretrained(tmp_path)
+    arguments = SharpnessArguments(sharpness_config=str(tmp_path), **given)
+    assert arguments.wsam_gamma == gamma
+    assert ("its wsam_gamma=0.7 was chosen for the" in caplog.text) == (gamma is None)
+
+
+@pytest.mark.parametrize(
+    ("given", "warned"),
+    [
+        ({"sam_adaptive": True}, True),
+        ({"sam_adaptive": True, "sam_rho": 0.5}, False),
+        ({"sam_adaptive": False}, False),
+        ({}, False),
+    ],
+)
+def test_rho_of_another_metric(
+    given: dict[str, Any], warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    SharpnessArguments(optim="sam", sam_rho=0.1).save_pretrained(tmp_path)
+    arguments = SharpnessArguments(sharpness_config=str(tmp_path), **given)
+    assert arguments.sam_rho == given.get("sam_rho", 0.1)
+    assert ("sam_adaptive=True gives its sam_rho=0.1 another meaning" in caplog.text) == warned
 
 
 def test_none_is_no_value_that_was_given(folder: str) -> None:
@@ -203,7 +243,6 @@ def content(**entries: Any) -> bytes:
 REFUSED = [
     (b"", "is not valid JSON"),
     (b"\x80\x04\x95", "is not valid JSON"),  # a pickle
-    (b"\xef\xbb\xbf{}", "is not valid JSON"),
     (b"optim: wsam", "is not valid JSON"),
     (b"[]", "is a mapping of arguments, not \\[\\]"),
     (b"[" * 60_000, "nested too deeply"),
@@ -291,3 +330,20 @@ def test_what_a_name_may_be(tmp_path: Path) -> None:
             SharpnessArguments.from_pretrained(name)
     with pytest.raises(ValueError, match="user/repo@: names no revision after '@'"):
         SharpnessArguments.from_pretrained("user/repo@")
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_current_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    SharpnessArguments(optim="sam").save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="names nothing"):
+        SharpnessArguments.from_pretrained(name)
+    with pytest.raises(ValueError, match="names nothing"):
+        command_line("--sharpness_config", name)
+    assert SharpnessArguments.from_pretrained(".").optim == "sam"
+
+
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
+    path = SharpnessArguments(optim="sam").save_pretrained(tmp_path)
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert SharpnessArguments.from_pretrained(path).optim == "sam"

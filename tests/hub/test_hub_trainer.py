@@ -85,6 +85,36 @@ def test_nothing_changes_with_a_stock_optimizer(tmp_path: Path) -> None:
     assert cards[transformers] == cards[hf_sharpness]
 
 
+@pytest.mark.parametrize("push", [False, True])
+def test_a_stock_run_removes_the_config_of_an_earlier_one(
+    push: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trained(tmp_path / "run", save_strategy="no")
+    trainer.args.push_to_hub = push
+    monkeypatch.setattr(type(trainer), "push_to_hub", lambda *args, **kwargs: None)
+    earlier = hf_sharpness.SharpnessArguments(optim="wsam")
+    folders = [tmp_path / "run", tmp_path / "elsewhere"]
+    for folder in folders:
+        earlier.save_pretrained(folder)
+    monkeypatch.setattr(hf_sharpness.TrainingArguments, "should_save", False)
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    assert [(folder / NAME).exists() for folder in folders] == [True, True]
+    monkeypatch.undo()
+    monkeypatch.setattr(type(trainer), "push_to_hub", lambda *args, **kwargs: None)
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    assert [(folder / NAME).exists() for folder in folders] == [not push, False]
+    trainer.save_model()
+    assert not list(tmp_path.rglob(NAME))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"mine": 1}', b'{"format_version": 1, "optim": "sgd"}', b"\xff"])
+def test_a_file_that_is_not_an_earlier_runs_stays(content: bytes, tmp_path: Path) -> None:
+    trainer = trained(tmp_path, save_strategy="no")
+    (tmp_path / NAME).write_bytes(content)
+    trainer.save_model()
+    assert (tmp_path / NAME).read_bytes() == content
+
+
 @pytest.mark.parametrize("optim", METHODS)
 def test_the_model_card(optim: str, tmp_path: Path) -> None:
     """transformers' own, and in it method, hyper-parameters, measured sharpness, papers and tags."""

@@ -147,6 +147,29 @@ def test_parser_errors(
     assert message in capsys.readouterr().err
 
 
+def test_numbers_as_text(where: dict[str, Any], tmp_path: Path) -> None:
+    """YAML reads `1e-1` as a text."""
+    lines = [
+        "optim: xsam",
+        "sam_rho: 1e-1",
+        "sam_steps: '2'",
+        "xsam_rho_max: 2e-1",
+        "xsam_refresh: '3'",
+        "wsam_gamma: 5e-1",
+    ]
+    (tmp_path / "args.yaml").write_text("\n".join([*lines, f"output_dir: {where['output_dir']}"]))
+    (args,) = HfArgumentParser(hf_sharpness.TrainingArguments).parse_yaml_file(str(tmp_path / "args.yaml"))
+    got = [getattr(args, line.partition(":")[0]) for line in lines[1:]]
+    assert got == [0.1, 2, 0.2, 3, 0.5]
+    assert [type(value) for value in got] == [float, int, float, int, float]
+
+
+@pytest.mark.parametrize(("name", "text"), [("sam_rho", "much"), ("sam_rho", "nan"), ("sam_steps", "1.5")])
+def test_text_that_is_no_number(name: str, text: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}='?{text}'? is not valid"):
+        hf_sharpness.SharpnessArguments(**{name: text})
+
+
 def test_unknown_key(where: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="sam_roh"):
         HfArgumentParser(TrainingArguments).parse_dict({**where, "sam_roh": 0.1})

@@ -55,6 +55,16 @@ def test_install_late(process: Process, tmp_path: Path) -> None:
     assert done.status == 0, done.log
 
 
+def test_a_script_that_mixes_the_classes_in(launch: Launch) -> None:
+    """Its stock bases already are this package's then."""
+    plain = launch("mixed.py", plain=True, output="plain", optim="wsam", sam_rho=0.2)
+    ours = launch("mixed.py", optim="wsam", sam_rho=0.2)
+    assert plain.status == ours.status == 0, plain.log + ours.log
+    shown = [[line for line in done.log.splitlines() if line.startswith(("My", "["))] for done in (plain, ours)]
+    assert len(shown[0]) == 4
+    assert shown[0] == shown[1]
+
+
 def test_saved_arguments(launch: Launch, assets: Path) -> None:
     """`training_args.bin` loads in a process in which nothing was replaced."""
     import torch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,12 +31,14 @@ def test_like_python(ending: str, run: tuple[str, ...], process: Process) -> Non
     assert "[]\n" in plain.log, "nothing heavy may be imported before the script does"
 
 
-@pytest.mark.parametrize("start", ["relative", "link", "safe"])
+@pytest.mark.parametrize("start", ["relative", "link", "folder link", "dot", "safe"])
 def test_paths(start: str, process: Process, tmp_path: Path) -> None:
     (tmp_path / "link.py").symlink_to(SCRIPTS / "probe.py")
+    (tmp_path / "link").symlink_to(SCRIPTS)
     options = ["-P"] if start == "safe" else []
-    script = "link.py" if start == "link" else "scripts/probe.py"
-    folder = tmp_path if start == "link" else SCRIPTS.parent
+    scripts = {"link": "link.py", "folder link": "link/../scripts/probe.py", "dot": "./link/probe.py"}
+    script = scripts.get(start, "scripts/probe.py")
+    folder = tmp_path if start in scripts else SCRIPTS.parent
     plain = process(*options, script, folder=folder)
     ours = process(*options, "-m", "hf_sharpness.run", script, folder=folder)
     assert (ours.status, ours.log) == (plain.status, plain.log)
@@ -64,6 +68,7 @@ def test_module(name: str, run: tuple[str, ...], process: Process, tmp_path: Pat
         (["-m", "missing"], 1, "No module named missing"),
         (["-m", "json.missing.module"], 1, "No module named json.missing.module"),
         (["-m", "email"], 1, "No module named email.__main__; 'email' is a package and cannot be directly executed"),
+        (["-m", ".missing"], 1, "Relative module names not supported"),
         (["-m"], 2, "the name of a module is missing"),
         (["--optim", "wsam", "script.py"], 2, "the script comes first"),
         ([], 2, "hf-sharpness run script.py ARGS..."),
@@ -77,6 +82,59 @@ def test_cannot_start(command: list[str], status: int, message: str, run: tuple[
     assert "Traceback" not in ours.log
     if command and status == 1:
         assert process(*command).status == status
+
+
+@pytest.mark.parametrize("kind", ["app", "app/", "./app", "app.zip"])
+@pytest.mark.parametrize("safe", [False, True])
+def test_application(kind: str, safe: bool, process: Process, tmp_path: Path) -> None:
+    """A folder or an archive with a `__main__.py`."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "near.py").write_text("VALUE = 7\n")
+    (tmp_path / "app" / "__main__.py").write_text(
+        "import sys\nfrom near import VALUE\n"
+        "print(VALUE, __file__, __package__, __spec__.name, sys.argv, sys.path[:2], sorted(globals()))\n1 / 0\n"
+    )
+    with zipfile.ZipFile(tmp_path / "app.zip", "w") as archive:
+        for path in (tmp_path / "app").iterdir():
+            archive.write(path, path.name)
+    options = ["-P"] if safe else []
+    plain = process(*options, kind, "--flag")
+    ours = process(*options, "-m", "hf_sharpness.run", kind, "--flag")
+    assert ours.status == plain.status == 1
+    assert own_frames(ours.log) == own_frames(plain.log)
+    assert ours.log.startswith("7 ")
+
+
+def own_frames(log: str) -> str:
+    """What was printed, without the frames of runpy, with which Python begins the traceback of a module."""
+    return re.sub(r'  File "<frozen runpy>".*\n', "", log)
+
+
+def test_a_folder_that_is_no_application(process: Process, tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    plain, ours = process("app"), process("-m", "hf_sharpness.run", "app")
+    assert ours.status == plain.status == 1
+    assert ours.log.partition("error: ")[2] == plain.log.partition(": ")[2]
+
+
+@pytest.mark.parametrize("error", ["1 / 0", "import surely_missing", "raise ValueError(1)"])
+def test_a_package_whose_import_fails(error: str, run: tuple[str, ...], process: Process, tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text(f"import sys\nprint(sys.argv)\n{error}\n")
+    (tmp_path / "package" / "inner.py").write_text("")
+    plain, ours = (process(*command, "-m", "package.inner", "x") for command in ((), run))
+    assert ours.status == plain.status == 1
+    assert own_frames(ours.log) == own_frames(plain.log)
+    assert "Traceback" in ours.log
+
+
+def test_a_package_that_imports_the_trainer(process: Process, tmp_path: Path) -> None:
+    """It is imported before the module is found, and gets this package's class all the same."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("from transformers import TrainingArguments\n")
+    (tmp_path / "package" / "inner.py").write_text("from . import TrainingArguments as A\nprint(A.__module__)\n")
+    ours = process("-m", "hf_sharpness.run", "-m", "package.inner")
+    assert ours.log.splitlines()[-1] == "hf_sharpness.arguments", ours.log
 
 
 def test_package_that_fails(process: Process, tmp_path: Path) -> None:
