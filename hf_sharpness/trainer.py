@@ -123,8 +123,10 @@ class SharpnessTrainerMixin:
 
     def _deepspeed_store(self) -> tuple[zero.ZeroStore, Any]:
         """Where DeepSpeed's weights are, and its loss scale; from now on it steps when the passes are over."""
-        store = zero.store_of(self.model_wrapped)
         accelerator = self.accelerator
+        if accelerator.deepspeed_engine_wrapped is None:  # Accelerate has destroyed it, and made no other
+            raise ValueError(zero.USED_BEFORE)
+        store = zero.store_of(self.model_wrapped)
         # Accelerate's wrapper of the engine, which `accelerator.backward` calls.
         accelerator.deepspeed_engine_wrapped = zero.DeferredStep(
             accelerator.deepspeed_engine_wrapped, at_boundary=lambda: accelerator.sync_gradients
