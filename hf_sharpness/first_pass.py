@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from .counters import counters_kept
 from .snapshots import RandomState, accelerators_of
@@ -18,48 +22,70 @@ class FirstPass:
 
     A Trainer may do more in ``_prepare_inputs`` than move tensors: TRL's GRPO and RLOO generate completions there and
     hand out slices of a buffer. So a subclass's own is called in the first pass alone, and the replays get what it
-    returned, go on from the random state it left, and see the numbers that the Trainer held then.
+    returned, go on from the random state it left, and see the numbers that the Trainer held then. Only where it
+    returned what depends on weights, or can be read just once, is it called again.
+
+    Every pass gets copies, so that it may change its inputs in place.
 
     Args:
         trainer: the Trainer, just before the first pass.
+        inputs: the micro-batch, as ``training_step`` got it.
         stock_prepare: transformers' own ``_prepare_inputs``, which may be called again and again.
     """
 
-    def __init__(self, trainer: Any, stock_prepare: Prepare) -> None:
+    def __init__(self, trainer: Any, inputs: Any, stock_prepare: Prepare) -> None:
         self.trainer = trainer
+        self.inputs = inputs
         self.numbers = _Numbers(trainer)
         self.prepare: Prepare | None = trainer._prepare_inputs
         if getattr(self.prepare, "__func__", None) is stock_prepare:
             self.prepare = None
-        self.prepared: list[tuple[Any, RandomState, _Numbers]] = []
+        self.prepared: list[_Prepared | _Again] = []
+
+    def inputs_of_a_pass(self) -> Any:
+        """The micro-batch for one ``training_step``."""
+        if self.prepare is not None:
+            return copy.copy(self.inputs)  # its tensors are copied once they are prepared
+        return copied(self.inputs, self.trainer.args.device)  # what is elsewhere is copied when it is moved
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
         """Around the first pass."""
 
         def prepare(inputs: Any) -> Any:
+            again = _Again(copied(inputs))  # kept only if needed
             result = self.prepare(inputs)
+            if _find(result, lambda value: _is_iterator(value) or _requires_grad(value)) is not None:
+                self.prepared.append(again)
+                return result
             random_state = RandomState(accelerators_of(self.trainer.model.parameters()))
-            # A shallow copy: compute_loss may take the labels out of the mapping it is given.
-            self.prepared.append((copy.copy(result), random_state, _Numbers(self.trainer)))
-            return result
+            self.prepared.append(_Prepared(result, random_state, _Numbers(self.trainer)))
+            return copied(result)
 
         with self._preparing_by(prepare):
             yield
 
     @contextlib.contextmanager
     def repeated(self) -> Iterator[None]:
-        """Around a replay; afterwards the Trainer's counters are what they were before it."""
+        """Around a replay; afterwards the Trainer's counters are what they were before it.
+
+        Raises:
+            ValueError: the inputs do not allow a second pass.
+        """
+        if self.prepare is None:
+            _check_repeatable(self.inputs)
         left = iter(self.prepared)
 
         def prepare(inputs: Any) -> Any:
             known = next(left, None)
             if known is None:
                 return self.prepare(inputs)
-            result, random_state, numbers = known
-            random_state.restore()
-            numbers.restore(self.trainer)
-            return copy.copy(result)
+            if isinstance(known, _Again):
+                _check_repeatable(known.inputs)
+                return self.prepare(copied(known.inputs))
+            known.random_state.restore()
+            known.numbers.restore(self.trainer)
+            return copied(known.result)
 
         with counters_kept(self.trainer):
             self.numbers.restore(self.trainer)
@@ -83,6 +109,22 @@ class FirstPass:
                 own["_prepare_inputs"] = before
 
 
+@dataclasses.dataclass
+class _Prepared:
+    """What a subclass's ``_prepare_inputs`` returned in the first pass, and the state it left."""
+
+    result: Any
+    random_state: RandomState
+    numbers: _Numbers
+
+
+@dataclasses.dataclass
+class _Again:
+    """What ``_prepare_inputs`` was given, where a replay must call it again."""
+
+    inputs: Any
+
+
 class _Numbers:
     """The numbers that an object holds. Flags and other values are left alone: they guard what is to happen once."""
 
@@ -95,3 +137,66 @@ class _Numbers:
         for name in [n for n, value in own.items() if type(value) in (int, float) and n not in self.names]:
             del own[name]  # the class's default is visible again
         own.update(self.values)
+
+
+def copied(inputs: Any, device: torch.device | None = None) -> Any:
+    """Inputs with new containers and new tensors; other objects in them, and tensors that require grad, are shared.
+
+    Args:
+        inputs: nested mappings, lists and tuples.
+        device: copy only the tensors on devices of its type. Default None: all.
+    """
+    done: dict[int, Tensor] = {}  # one tensor under two names stays one tensor
+
+    def copy_of(data: Any) -> Any:
+        if isinstance(data, Tensor):
+            if data.requires_grad or (device is not None and data.device.type != device.type):
+                return data
+            if id(data) not in done:
+                done[id(data)] = data.clone()
+            return done[id(data)]
+        if isinstance(data, MutableMapping):
+            result = copy.copy(data)
+            for key, value in data.items():
+                result[key] = copy_of(value)
+            return result
+        if isinstance(data, Mapping):
+            return type(data)({key: copy_of(value) for key, value in data.items()})
+        if isinstance(data, (list, tuple)):
+            make = getattr(data, "_make", type(data))  # a named tuple's
+            return make(copy_of(value) for value in data)
+        return data
+
+    if isinstance(inputs, (Tensor, Mapping, list, tuple)) or _is_iterator(inputs):
+        return copy_of(inputs)
+    return copy.copy(inputs)
+
+
+def _find(data: Any, wanted: Callable[[Any], bool]) -> Any:
+    """The first such object in nested mappings, lists and tuples, or None."""
+    if wanted(data):
+        return data
+    inner = data.values() if isinstance(data, Mapping) else data if isinstance(data, (list, tuple)) else ()
+    return next((found for found in (_find(value, wanted) for value in inner) if found is not None), None)
+
+
+def _is_iterator(value: Any) -> bool:
+    return hasattr(type(value), "__next__")
+
+
+def _requires_grad(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _check_repeatable(inputs: Any) -> None:
+    once = _find(inputs, _is_iterator)
+    if once is not None:
+        raise ValueError(
+            f"a micro-batch holds a {type(once).__name__}, which can be read only once, but a sharpness-aware step "
+            "goes through every micro-batch again: have the data collator make a list or a tensor of it"
+        )
+    if _find(inputs, lambda value: _requires_grad(value) and value.grad_fn is not None) is not None:
+        raise ValueError(
+            "a micro-batch holds a tensor that was computed with autograd before the training step; a sharpness-aware "
+            "step cannot compute it again for its further passes: compute it in compute_loss or _prepare_inputs"
+        )

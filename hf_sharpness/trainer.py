@@ -130,8 +130,10 @@ class _SharpnessTrainer:
 
     def _deepspeed_store(self) -> tuple[zero.ZeroStore, Any]:
         """Where DeepSpeed's weights are, and its loss scale; from now on it steps when the passes are over."""
-        store = zero.store_of(self.model_wrapped)
         accelerator = self.accelerator
+        if accelerator.deepspeed_engine_wrapped is None:  # Accelerate has destroyed it, and made no other
+            raise ValueError(zero.USED_BEFORE)
+        store = zero.store_of(self.model_wrapped)
         # Accelerate's wrapper of the engine, which `accelerator.backward` calls.
         accelerator.deepspeed_engine_wrapped = zero.DeferredStep(
             accelerator.deepspeed_engine_wrapped, at_boundary=lambda: accelerator.sync_gradients
@@ -170,17 +172,18 @@ class _SharpnessTrainer:
         if self._engine is None:
             return plain_step(model, inputs, *args, **kwargs)
         passes = 0
-        first_pass = FirstPass(self, _STOCK_TRAINER._prepare_inputs)
+        first_pass = FirstPass(self, inputs, _STOCK_TRAINER._prepare_inputs)
 
         def micro_batch() -> Tensor:
             nonlocal passes
+            if self._engine.method.is_plain:
+                return plain_step(model, inputs, *args, **kwargs)
             passes += 1
             if passes > 1:  # the Trainer counts the first
                 forward_only = not torch.is_grad_enabled()
                 self.current_flos += float(self.floating_point_ops(inputs)) / (3 if forward_only else 1)
             with self._uncounted(first_pass) if passes > 1 else first_pass.recorded():
-                # A shallow copy: compute_loss may take the labels out of the mapping it is given.
-                return plain_step(model, copy.copy(inputs), *args, **kwargs)
+                return plain_step(model, first_pass.inputs_of_a_pass(), *args, **kwargs)
 
         last = self.accelerator.sync_gradients
         loss = self._engine.record(micro_batch, last)

@@ -34,6 +34,12 @@ OLDEST = (0, 19)
 REMEDY = "shard the model with FSDP2 instead (fsdp_version: 2 in the accelerate config)"
 
 
+USED_BEFORE = (
+    "this Trainer's DeepSpeed engine was made by an earlier evaluate(), predict() or train(), and cannot train any "
+    "more (nor could a stock Trainer's): call train() first and only once, or make a new Trainer"
+)
+
+
 class ZeroStore(Store):
     """The parts of the fp32 weights that a DeepSpeed engine's optimizer steps on this rank.
 
@@ -105,6 +111,7 @@ class ZeroStore(Store):
     def abandon(self) -> None:
         for part in self.parts:
             part.grad = None
+        self.drop_gradients()  # of earlier micro-batches, which no replay will go through any more
 
     def finish(self) -> None:
         """Hand the parts' gradient to DeepSpeed, and have it step: clip, update, and renew the model's weights."""
@@ -254,12 +261,14 @@ def store_of(engine: Any) -> ZeroStore:
     """The store for a ``DeepSpeedEngine``.
 
     Raises:
-        ValueError: the update would not be exact; the message says what to do instead.
+        ValueError: the update would not be exact, or the engine cannot train; the message says what to do instead.
     """
     check_config(engine.config)
     _check_version()
     kinds = _kinds()
     zero = engine.optimizer
+    if type(zero).__name__ == "DeepSpeedZeRoOffload":
+        raise ValueError(USED_BEFORE)
     if type(zero) not in kinds:
         raise ValueError(f"sharpness-aware steps do not run under DeepSpeed's {type(zero).__name__}: {REMEDY}")
     if engine.has_moe_layers:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import transformers
 from models import Net, classification
 from torch import nn
+from transformers import BatchEncoding
 
 import hf_sharpness
+from hf_sharpness.first_pass import copied
 
 ITEMS = classification(64, torch.float32)
 OPTIONS = {"max_steps": 3, "gradient_accumulation_steps": 2, "learning_rate": 0.1, "max_grad_norm": 0.0}
@@ -74,12 +76,78 @@ class Counting(Noisy, Annealed):
         return super().compute_loss(*args, **kwargs) * (1.0 + self.prepared)
 
 
+class InPlace:
+    """Mixes each batch with its reverse, in the tensors it is given."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        inputs["x"].mul_(0.7).add_(inputs["x"].flip(0), alpha=0.3)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+class OutOfPlace:
+    """The same in new tensors."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        x = inputs["x"] * 0.7
+        return super().compute_loss(model, inputs | {"x": x.add(x.flip(0), alpha=0.3)}, *args, **kwargs)
+
+
+class Prepared:
+    """Its inputs are prepared by a method of its own, which does nothing more."""
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return super()._prepare_inputs(inputs)
+
+
+class PreparedInPlace(InPlace, Prepared):
+    pass
+
+
+class Rows(nn.Module):
+    """A network that is given its batch in pieces, read one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net(middle=lambda: nn.Dropout(0.3))
+
+    def forward(self, pieces: Any, labels: torch.Tensor, x: None = None) -> dict[str, torch.Tensor]:
+        return self.net(torch.cat(list(pieces)), labels)
+
+
+class OneByOne:
+    """Prepares an iterator, noise included."""
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        inputs = super()._prepare_inputs(inputs)
+        x = inputs.pop("x")
+        return inputs | {"pieces": iter((x + torch.randn_like(x)).split(2))}
+
+
+class Prompted:
+    """Prepares with a trainable weight."""
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        inputs = super()._prepare_inputs(inputs)
+        weight = self.model.first.weight
+        inputs["x"].add_(1.0)
+        return inputs | {"x": inputs["x"] + torch.tanh(inputs["x"] @ weight.t()) @ weight}
+
+
+class PromptedInLoss:
+    """The same in compute_loss."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        weight, x = self.model.first.weight, inputs["x"] + 1.0
+        prompted = inputs | {"x": x + torch.tanh(x @ weight.t()) @ weight}
+        return super().compute_loss(model, prompted, *args, **kwargs)
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: "-".join(map(str, m.values())))
 @pytest.mark.parametrize("layout", [0, 1], ids=["above", "below"])
-@pytest.mark.parametrize("own", [Noisy, Annealed, Counting])
+@pytest.mark.parametrize("own", [Noisy, Annealed, Counting, InPlace, PreparedInPlace, OneByOne, Prompted])
 def test_rho_0_is_stock(own: type, layout: int, method: dict[str, Any], train: Any) -> None:
     """Inputs, random numbers drawn after them (dropout) and counts are those of the first pass, bit for bit."""
-    model = Net(middle=lambda: nn.Dropout(0.3))
+    model = Rows() if own is OneByOne else Net(middle=lambda: nn.Dropout(0.3))
     stock = train(model, ITEMS, trainer_class=type("Stock", (own, transformers.Trainer), {}), **STOCK, **OPTIONS)
     trainer_class = layouts(own)[layout]
     ours = train(model, ITEMS, trainer_class=trainer_class, **method, base_optim="sgd", **OPTIONS)
@@ -130,3 +198,88 @@ def test_inputs_that_cannot_be_prepared(train: Any) -> None:
     run = train(Net(), ITEMS, trainer_class=Own, optim="sam", catch=KeyError, **OPTIONS)
     assert run.error is not None
     assert "_prepare_inputs" not in vars(run.trainer)
+
+
+@pytest.mark.parametrize("optim", ["sam", "wsam", "xsam"])
+@pytest.mark.parametrize("layout", [0, 1], ids=["above", "below"])
+@pytest.mark.parametrize(
+    ("own", "alike"), [(InPlace, OutOfPlace), (PreparedInPlace, OutOfPlace), (Prompted, PromptedInLoss)]
+)
+def test_every_pass_sees_the_inputs_as_they_were(own: type, alike: type, layout: int, optim: str, train: Any) -> None:
+    """Whatever a pass has done to them; and what was prepared with weights follows them."""
+    runs = [
+        train(Net(), ITEMS, trainer_class=layouts(kind)[layout], optim=optim, sam_rho=0.5, **OPTIONS)
+        for kind in (own, alike)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(runs[0].weights, runs[1].weights, strict=True))
+    assert runs[0].series("perturbed_loss") == runs[1].series("perturbed_loss")
+
+
+def test_prepared_for_stock_methods_is_not_copied(train: Any) -> None:
+    seen = []
+
+    class Own(hf_sharpness.Trainer):
+        def _prepare_inputs(self, inputs: Any) -> Any:
+            seen.append(super()._prepare_inputs(inputs))
+            return seen[-1]
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            assert inputs is seen[-1]
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    train(Net(), ITEMS, trainer_class=Own, optim="wsam", wsam_gamma=0.0, **OPTIONS)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize(("once", "said"), [("iterator", "list_iterator"), ("graph", "autograd")])
+def test_batches_that_cannot_be_gone_through_again(once: str, said: str, prepared: bool, train: Any) -> None:
+    outside = torch.ones(2, 1, requires_grad=True)
+
+    class Own(*((Prepared,) if prepared else ()), hf_sharpness.Trainer):
+        def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            inputs["nested"] = [iter([1]) if once == "iterator" else outside.exp()]
+            return super().training_step(model, inputs, *args, **kwargs)
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            inputs.pop("nested")
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    run = train(Net(), ITEMS, trainer_class=Own, optim="sam", sam_rho=0.5, catch=ValueError, **OPTIONS)
+    assert said in str(run.error)
+    assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), Net().parameters(), strict=True))
+
+
+def test_an_iterator_that_was_read_while_preparing(train: Any) -> None:
+    class Own(hf_sharpness.Trainer):
+        def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().training_step(model, inputs | {"rows": iter(inputs["x"])}, *args, **kwargs)
+
+        def _prepare_inputs(self, inputs: Any) -> Any:
+            return super()._prepare_inputs(inputs | {"x": torch.stack(list(inputs.pop("rows")))})
+
+    ours = train(Net(), ITEMS, trainer_class=Own, optim="sam", sam_rho=0.5, **OPTIONS)
+    alike = train(Net(), ITEMS, optim="sam", sam_rho=0.5, **OPTIONS)
+    assert all(torch.equal(a, b) for a, b in zip(ours.weights, alike.weights, strict=True))
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+def test_copies_of_inputs() -> None:
+    tensor, leaf, other = torch.ones(2), torch.ones(2, requires_grad=True), object()
+    inputs = BatchEncoding({"a": tensor, "b": [Pair(tensor, leaf), (other,)]})
+    copy = copied(inputs)
+    assert type(copy) is BatchEncoding
+    assert copy is not inputs
+    copy["a"].add_(1)
+    assert copy["a"].tolist() == [2, 2]
+    assert tensor.tolist() == [1, 1]
+    pair, (same,) = copy["b"]
+    assert type(pair) is Pair
+    assert pair.first is copy["a"]
+    assert pair.second is leaf
+    assert same is other
+    assert copied([tensor], torch.device("meta"))[0] is tensor
+    assert copied([tensor], torch.device("cpu"))[0] is not tensor

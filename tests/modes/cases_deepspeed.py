@@ -198,8 +198,17 @@ def fault(directory: Path, stage: int, name: str) -> dict[str, Any]:
         "model": torch.equal(after, made.weights[-1]),
         "saved": torch.equal(torch.cat([saved[n].reshape(-1) for n, _ in network.named_parameters()]), after),
         "grads": all(part.grad is None for part in parts_as_they_are(made)),
+        "dropped": gradients_are_dropped(made.model_wrapped.optimizer),
         "accelerate": type(made.accelerator.deepspeed_engine_wrapped).__name__,
     }
+
+
+def gradients_are_dropped(optimizer: Any) -> bool:
+    """Whether DeepSpeed holds no gradient of an earlier micro-batch."""
+    if hasattr(optimizer, "grad_partitions_flat_buffer"):
+        return optimizer.micro_step_id == 0 and not optimizer.grad_partitions_flat_buffer.any()
+    held = (*optimizer.averaged_gradients.values(), *optimizer.all_grad_tensors.values())
+    return all(gradients is None for gradients in held)
 
 
 @staged("stock", "ascent", "replay")
@@ -303,4 +312,13 @@ def refused_at_the_start(directory: Path) -> str:
     arguments = SGD | named("sam").arguments()
     made = zero_trainer(directory, Net(), config(2), **arguments)
     made.accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"] = 0
+    return message(made.train)
+
+
+@case("2-train", "3-train", "3-evaluate")
+def used_before(directory: Path, variant: str) -> str:
+    """A Trainer that has trained, or evaluated (which transformers refuses before training in ZeRO-1 and 2)."""
+    stage, name = int(variant[0]), variant[2:]
+    made = zero_trainer(directory, Net(), config(stage), **SGD, **named("sam").arguments())
+    made.train() if name == "train" else made.evaluate(classification(8, torch.float32))
     return message(made.train)

@@ -207,6 +207,15 @@ def test_refused_when_training_begins(case: str, said: str, ranks: Launcher) -> 
         assert "FSDP2" in text
 
 
+@needs_deepspeed
+@pytest.mark.parametrize("case", ["2-train", "3-train", "3-evaluate"])
+def test_an_engine_that_cannot_train(case: str, ranks: Launcher) -> None:
+    """A stock Trainer's ends with an AttributeError."""
+    for text in ranks("cases_deepspeed")[f"used_before-{case}"]:
+        assert "call train() first" in text
+        assert "new Trainer" in text
+
+
 UNSUPPORTED = {
     "no ZeRO": {},
     "stage 0": {"zero_optimization": {"stage": 0}},
