@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .support import are_bfloat16_numbers, rank_groups, rounded_by_autocast, sharded_modules
+from .support import are_bfloat16_numbers, is_tensor_parallel, rank_groups, rounded_by_autocast, sharded_modules
 from .vectors import Vector, is_sharded
 
 
@@ -56,6 +56,8 @@ class Store:
         Args:
             began_there: they were when the training began; a resumed one does not look.
         """
+        if is_tensor_parallel(self.model, self.parameters()):
+            return
         rounded = rounded_by_autocast(self.model, self.parameters())
         self.on_grid = {id(p) for p in rounded} if began_there or are_bfloat16_numbers(rounded) else set()
 

@@ -114,7 +114,7 @@ def _check_precision(method: Method, model: nn.Module, trainable: Sequence[tuple
             f"the trainable parameter {name} is stored in torch.bfloat16, where the term that mode='decoupled' adds "
             f"after the step is lost in rounding: use mode='coupled', or {FLOAT32_INSTEAD}"
         )
-    if any(is_sharded(p) for _, p in trainable) and not sharded_modules(model):
+    if is_tensor_parallel(model, [p for _, p in trainable]):
         raise ValueError(
             f"the trainable parameter {name} is stored in torch.bfloat16: the ranks of a tensor-parallel group would "
             f"round the weights that they share differently. Instead, {FLOAT32_INSTEAD}"
@@ -125,6 +125,14 @@ def _check_precision(method: Method, model: nn.Module, trainable: Sequence[tuple
         f"are lost in rounding. For exact steps, {FLOAT32_INSTEAD}",
         stacklevel=2,
     )
+
+
+def is_tensor_parallel(model: nn.Module, parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether ranks share weights whose gradients they do not average: rounded at random, those would drift apart."""
+    sharded = [p for p in parameters if is_sharded(p)]
+    if not sharded_modules(model):
+        return bool(sharded)
+    return any("tp" in (p.device_mesh.mesh_dim_names or ()) for p in sharded)
 
 
 def rounded_by_autocast(model: nn.Module, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
