@@ -113,21 +113,12 @@ def norm(vector: Vector, like: Sequence[Tensor] | None = None) -> Tensor:
         return torch.zeros(())
     groups: dict[object, Vector] = {}
     for tensor, owner in zip(vector, like if like is not None else vector, strict=True):
-        spread = (owner.device_mesh, owner.placements) if isinstance(owner, DTensor) else None
-        if isinstance(owner, Part):
-            spread = owner
-        groups.setdefault(spread, []).append(tensor)
+        groups.setdefault(_spread(owner), []).append(tensor)
     device = vector[0].device
     totals = []
     for spread, tensors in groups.items():
         total = torch.linalg.vector_norm(torch.stack([n.to(device) for n in _norms(tensors)]))
-        if isinstance(spread, Part):
-            total = total.square()
-            torch.distributed.all_reduce(total, group=spread.group)
-            total = total.sqrt()
-        elif spread is not None:
-            total = _reduced_over_shards(total, *spread)
-        totals.append(total)
+        totals.append(total if spread is None else _reduced_over_ranks(total, _groups_of(spread)))
     return totals[0] if len(totals) == 1 else torch.linalg.vector_norm(torch.stack(totals))
 
 
@@ -138,13 +129,27 @@ def _norms(tensors: Vector) -> Vector:
     return [n.to(wide) for n in torch._foreach_norm(tensors, 2, dtype=wide)]
 
 
-def _reduced_over_shards(total: Tensor, mesh: object, placements: Sequence[object]) -> Tensor:
+def _spread(owner: Any) -> Any:
+    """How a tensor lies over ranks, equal for tensors that lie alike; None if every rank has all of it."""
+    if isinstance(owner, DTensor):
+        return owner.device_mesh, owner.placements
+    return owner if isinstance(owner, Part) else None
+
+
+def _groups_of(spread: Any) -> list[Any]:
+    """The process groups whose ranks hold different parts."""
+    if isinstance(spread, Part):
+        return [spread.group]
+    mesh, placements = spread
+    if any(placement.is_partial() for placement in placements):
+        raise ValueError("cannot take the norm of a tensor whose shards are unreduced partial sums")
+    return [mesh.get_group(dimension) for dimension, placement in enumerate(placements) if placement.is_shard()]
+
+
+def _reduced_over_ranks(total: Tensor, groups: list[Any]) -> Tensor:
     squares = total.square()
-    for dimension, placement in enumerate(placements):
-        if placement.is_partial():
-            raise ValueError("cannot take the norm of a tensor whose shards are unreduced partial sums")
-        if placement.is_shard():
-            torch.distributed.all_reduce(squares, group=mesh.get_group(dimension))
+    for group in groups:
+        torch.distributed.all_reduce(squares, group=group)
     return squares.sqrt()
 
 

@@ -82,3 +82,13 @@ def reference_of(spec: Spec) -> Any:
     if settings.get("scope") == "device":
         settings["scope"] = "micro_batch"
     return replace(spec, settings=settings).reference()
+
+
+def assert_third_step_skipped(first: dict[str, Any], second: dict[str, Any]) -> None:
+    """Of two ranks, after five steps with a GradScaler of which the third overflowed."""
+    before, skipped, after = first["weights"][1:4]
+    assert torch.equal(before, skipped)
+    assert not torch.equal(skipped, after)
+    assert first["weights"][-1].isfinite().all()
+    assert first["scales"] == second["scales"] == [1024.0, 1024.0, 512.0, 512.0, 512.0]
+    assert set(first["steps"]) == set(second["steps"]) == {4}
