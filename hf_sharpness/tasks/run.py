@@ -8,17 +8,54 @@ import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..hub import ARGUMENTS
 from .curves import plot_curves
 from .errors import RecipeError, first_line
 from .image_classification import build_image_task
 from .metrics import build_compute_metrics
+from .models import Task
 from .recipe import Recipe, check_training, check_values
 from .sequence_classification import build_text_task
 from .shared import shareable_training
+from .sources import Data
 from .splits import load_data
+
+if TYPE_CHECKING:
+    from ..arguments import TrainingArguments
+    from ..trainer import Trainer
+
+
+@dataclasses.dataclass
+class PreparedRun:
+    """A run whose data, model and Trainer are made, and whose training has not begun.
+
+    Args:
+        recipe: What it was made from.
+        arguments: The training arguments.
+        data: The three splits.
+        task: The model and its data sets.
+        trainer: The Trainer of both.
+        checkpoint: The checkpoint folder to resume from. Default None: start anew.
+    """
+
+    recipe: Recipe
+    arguments: TrainingArguments
+    data: Data
+    task: Task
+    trainer: Trainer
+    checkpoint: str | None = None
+
+    @property
+    def output(self) -> Path:
+        """The folder it writes into."""
+        return Path(self.arguments.output_dir)
+
+    @property
+    def title(self) -> str:
+        """Its recipe, method and hyper-parameters in one line."""
+        return title(self.recipe, self.arguments)
 
 
 def run_recipe(recipe: Recipe) -> dict[str, float]:
@@ -27,6 +64,37 @@ def run_recipe(recipe: Recipe) -> dict[str, float]:
     Writes into `training.output_dir` (default `outputs/<name of the recipe file>`): the model and its tokenizer or
     image processor, `recipe.yaml`, `trainer_state.json`, `train_results.json`, `eval_results.json`,
     `test_results.json`, `all_results.json` and `curves.png`.
+
+    Raises:
+        RecipeError: Anything the user can put right.
+    """
+    run = prepare(recipe)
+    trainer = run.trainer
+    main_process = trainer.is_world_process_zero()
+    if main_process:
+        sizes = ", ".join(f"{len(getattr(run.data, name))} {word}" for name, word in _SPLITS.items())
+        print(f"{run.title}: {sizes} examples, {run.task.model.num_parameters():,} parameters", flush=True)
+    trainer.save_metrics("train", train(run))
+    save(run)
+    trainer.save_metrics("eval", evaluate(run))
+    test_metrics = test(run)
+    trainer.save_metrics("test", test_metrics)
+    if main_process:
+        try:
+            plot_curves(trainer.state.log_history, run.output / "curves.png", run.title.replace(": ", "\n", 1))
+        except RecipeError as error:  # a missing picture must not cost a finished run
+            print(f"warning: {error}", file=sys.stderr)
+        print(metrics_table(test_metrics, run.output))
+    if run.arguments.push_to_hub:
+        trainer.push_to_hub()
+    return test_metrics
+
+
+_SPLITS = {"train": "training", "eval": "evaluation", "test": "test"}
+
+
+def prepare(recipe: Recipe) -> PreparedRun:
+    """Check `recipe`, read its data and make model and Trainer. Nothing is trained or written yet.
 
     Raises:
         RecipeError: Anything the user can put right.
@@ -62,40 +130,37 @@ def run_recipe(recipe: Recipe) -> dict[str, float]:
         )
     except (ValueError, ImportError) as error:
         raise RecipeError(f"{recipe.origin}: training: {first_line(error)}") from error
+    return PreparedRun(recipe, arguments, data, task, trainer, checkpoint)
 
-    main_process = trainer.is_world_process_zero()
-    if main_process:
-        sizes = f"{len(data.train)} training, {len(data.eval)} evaluation, {len(data.test)} test examples"
-        print(f"{title(recipe, arguments)}: {sizes}, {task.model.num_parameters():,} parameters", flush=True)
 
-    with own_parameter_names(task.model):
-        result = trainer.train(resume_from_checkpoint=checkpoint)
-    output = Path(arguments.output_dir)
-    trainer.save_model()
-    trainer.save_state()
-    if main_process:
-        # The file goes to the Hub with the model: no token in it, and nothing a shared recipe may not set.
-        given = {name: value for name, value in arguments.to_dict().items() if name in ARGUMENTS}
-        shared = dataclasses.replace(recipe, training=shareable_training({**recipe.training, **given}))
-        shared.save(output / "recipe.yaml")
-        for name, content in task.save_with_model.items():
-            (output / name).write_text(content, encoding="utf-8")
+def train(run: PreparedRun) -> dict[str, float]:
+    """Train, or go on from the run's checkpoint; return the training metrics. The test split is not looked at."""
+    with own_parameter_names(run.task.model):
+        return run.trainer.train(resume_from_checkpoint=run.checkpoint).metrics
 
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_metrics("eval", trainer.evaluate())
-    test_metrics = trainer.predict(task.test_dataset, metric_key_prefix="test").metrics
-    trainer.save_metrics("test", test_metrics)
-    if main_process:
-        try:
-            plot_curves(
-                trainer.state.log_history, output / "curves.png", title(recipe, arguments).replace(": ", "\n", 1)
-            )
-        except RecipeError as error:  # a missing picture must not cost a finished run
-            print(f"warning: {error}", file=sys.stderr)
-        print(metrics_table(test_metrics, output))
-    if arguments.push_to_hub:
-        trainer.push_to_hub()
-    return test_metrics
+
+def save(run: PreparedRun) -> None:
+    """Write the model with all that is needed to load it, the trainer's state and the resolved recipe."""
+    run.trainer.save_model()
+    run.trainer.save_state()
+    if not run.trainer.is_world_process_zero():
+        return
+    # The file goes to the Hub with the model: no token in it, and nothing a shared recipe may not set.
+    given = {name: value for name, value in run.arguments.to_dict().items() if name in ARGUMENTS}
+    shared = dataclasses.replace(run.recipe, training=shareable_training({**run.recipe.training, **given}))
+    shared.save(run.output / "recipe.yaml")
+    for name, content in run.task.save_with_model.items():
+        (run.output / name).write_text(content, encoding="utf-8")
+
+
+def evaluate(run: PreparedRun) -> dict[str, float]:
+    """The metrics of the evaluation split, keyed `eval_...`."""
+    return run.trainer.evaluate()
+
+
+def test(run: PreparedRun) -> dict[str, float]:
+    """The metrics of the test split, keyed `test_...`: for the end, once every decision has been made."""
+    return run.trainer.predict(run.task.test_dataset, metric_key_prefix="test").metrics
 
 
 @contextlib.contextmanager

@@ -118,13 +118,16 @@ def test_resuming_equals_not_having_stopped(tmp_path, by_name):
 
 
 def test_the_best_model_is_loaded_back(tmp_path):
-    """At a learning rate that destroys the model: the last evaluation must be of the best weights, not the last."""
+    """The last evaluation is of the smallest loss, or of the largest where that is the best: one is not the last."""
     best = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
-    run_recipe(digits(tmp_path, learning_rate=3.0, lr_scheduler_type="constant", max_steps=8, **best))
-    state = json.loads((tmp_path / "trainer_state.json").read_text())
-    losses = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
-    assert max(losses) > 1.5 * min(losses)
-    assert json.loads((tmp_path / "eval_results.json").read_text())["eval_loss"] == min(losses)
+    best |= {"metric_for_best_model": "loss", "max_steps": 8}
+    for greater_is_better, choice in ((False, min), (True, max)):
+        output = tmp_path / choice.__name__
+        run_recipe(digits(output, greater_is_better=greater_is_better, **best))
+        state = json.loads((output / "trainer_state.json").read_text())
+        losses = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
+        assert len(set(losses)) == 4
+        assert json.loads((output / "eval_results.json").read_text())["eval_loss"] == choice(losses)
 
 
 @pytest.mark.parametrize(
