@@ -86,6 +86,10 @@ class DataSection:
         label_noise: Share of the training labels that are made wrong, each replaced by a class drawn uniformly
             from the others. Default 0.0. Evaluation and test labels stay clean.
         seed: Seed of the splits, the caps and the label noise. Default 0. `training.seed` does not move them.
+        test_seed: Seed of what concerns the test split: its cut and its cap. Default None: `seed`. With it fixed,
+            `seed` moves the noise and the validation cut only, and every run is tested on the same examples.
+        second_test: Another data set to test on, as the entries of this section that differ, for instance
+            `{source: mnist5k}`; it needs the same classes. `hf-sharpness compare` reads it. Default None.
         max_length: Tokens after which a text is cut. Default 128.
     """
 
@@ -107,6 +111,8 @@ class DataSection:
     test_samples: int | None = None
     label_noise: float = 0.0
     seed: int = 0
+    test_seed: int | None = None
+    second_test: dict[str, Any] | None = None
     max_length: int = 128
 
 
@@ -275,8 +281,24 @@ def check_values(recipe: Recipe) -> None:
         value = getattr(data, name)
         if value is not None and value < 1:
             raise RecipeError(f"{origin}: data.{name}: {value} is not a positive number")
-    if data.seed < 0:
-        raise RecipeError(f"{origin}: data.seed: {data.seed} is negative")
+    for name in ("seed", "test_seed"):
+        value = getattr(data, name)
+        if value is not None and value < 0:
+            raise RecipeError(f"{origin}: data.{name}: {value} is negative")
+    if data.second_test is not None:
+        check_values(second_test(recipe))
+
+
+def second_test(recipe: Recipe) -> Recipe:
+    """Return the recipe with the data set that `data.second_test` names in the place of its own.
+
+    Raises:
+        RecipeError: An entry is unknown or has the wrong type.
+    """
+    own = {**dataclasses.asdict(recipe.data), "second_test": None}
+    changes = recipe.data.second_test or {}
+    data = _section(DataSection, {**own, **changes}, "data.second_test", recipe.origin)
+    return dataclasses.replace(recipe, data=dataclasses.replace(data, second_test=None))
 
 
 def check_training(training: dict[str, Any], arguments_class: type, origin: str) -> None:

@@ -142,6 +142,11 @@ def check_shared_recipe(recipe: Mapping[str, Any], origin: str) -> None:
             f"{origin}: data.data_files={short(data['data_files'])} would read files of yours: in a shared recipe it "
             "goes with a data set on the Hub only; give it with --data.data_files"
         )
+    second = data.get("second_test")
+    if second is not None:
+        if not isinstance(second, Mapping):
+            raise RecipeError(f"{origin}: data.second_test={short(second)} is not a mapping")
+        check_shared_recipe({"data": {**data, **second, "second_test": None}}, origin)
     for metric in recipe.get("metrics") or []:
         if not (isinstance(metric, str) and re.fullmatch(r"\w+", metric)):
             raise RecipeError(

@@ -1,4 +1,7 @@
-"""From a source to the three splits of a run: cut, cap, and add label noise, all decided by `data.seed`."""
+"""From a source to the three splits of a run: cut, cap, and add label noise, all decided by `data.seed`.
+
+What concerns the test split alone is decided by `data.test_seed`, where it is given.
+"""
 
 from __future__ import annotations
 
@@ -27,21 +30,20 @@ def load_data(recipe: Recipe) -> Data:
     else:
         data = read_with_datasets(section, recipe.task)
     # One independent stream for each decision: changing one leaves the others alone.
-    test_rng, eval_rng, cap_rng, noise_rng = np.random.default_rng(section.seed).spawn(4)
+    _, eval_rng, cap_rng, noise_rng = np.random.default_rng(section.seed).spawn(4)
+    test_seed = section.seed if section.test_seed is None else section.test_seed
+    test_rng, _, test_cap_rng, _ = np.random.default_rng(test_seed).spawn(4)
 
     train, evaluation, test = data.train, data.eval, data.test
     if test is None:
         train, test = _cut(train, section.test_fraction, test_rng)
     if evaluation is None:
         train, evaluation = _cut(train, section.validation_fraction, eval_rng)
-    train, evaluation, test = (
-        _cap(examples, cap, cap_rng)
-        for examples, cap in (
-            (train, section.train_samples),
-            (evaluation, section.eval_samples),
-            (test, section.test_samples),
-        )
-    )
+    for examples in (train, evaluation):  # so that a test_seed cuts the test split that it would cut as `seed`
+        test_cap_rng.permutation(len(examples))
+    train = _cap(train, section.train_samples, cap_rng)
+    evaluation = _cap(evaluation, section.eval_samples, cap_rng)
+    test = _cap(test, section.test_samples, test_cap_rng)
     if not (len(train) and len(evaluation) and len(test)):
         raise RecipeError(
             f"data.source '{section.source}' leaves {len(train)} training, {len(evaluation)} evaluation and "

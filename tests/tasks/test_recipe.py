@@ -15,6 +15,7 @@ from hf_sharpness.tasks.recipe import (
     load_recipe,
     override,
     parse_yaml,
+    second_test,
 )
 
 MINIMAL = "task: image-classification\ndata: {source: digits}\n"
@@ -238,3 +239,24 @@ def test_bundled_recipes_are_valid(name):
     assert recipe.description
     assert "\n" not in recipe.description
     assert recipe.training["output_dir"] == f"outputs/{name}"
+
+
+def test_a_second_data_set_differs_in_its_entries(write):
+    recipe = load_recipe(
+        write(
+            "task: image-classification\ndata: {source: digits, test_fraction: 0.5, second_test: {source: mnist5k}}\n"
+        )
+    )
+    other = second_test(recipe)
+    assert (other.data.source, other.data.test_fraction, other.data.second_test) == ("mnist5k", 0.5, None)
+    assert recipe.data.source == "digits"
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [("{sauce: x}", ["data.second_test", "'sauce'"]), ("{label_noise: 2}", ["data.label_noise", "2"])],
+)
+def test_a_mistake_in_the_second_data_set(write, second, words):
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(write("task: image-classification\ndata: {source: digits, second_test: " + second + "}\n"))
+    assert all(word in str(raised.value) for word in words)

@@ -77,3 +77,13 @@ def test_label_noise_is_exact_and_uniform_over_the_other_classes(fraction):
 def test_too_little_to_split():
     with pytest.raises(RecipeError, match="0 evaluation"):
         digits(validation_fraction=1e-6)
+
+
+def test_a_test_seed_keeps_the_test_split_while_the_seed_moves_the_rest():
+    caps = {"train_samples": 300, "eval_samples": 40, "test_samples": 50, "label_noise": 0.4}
+    own, moved = digits(seed=3, **caps), digits(seed=7, test_seed=3, **caps)
+    assert rows(own)["test"] == rows(moved)["test"]
+    assert rows(own)["eval"] != rows(moved)["eval"]
+    assert rows(own)["train"] != rows(moved)["train"]
+    assert not set(rows(moved)["test"]) & set(rows(moved)["train"] + rows(moved)["eval"])
+    assert rows(digits(seed=3, test_seed=3, **caps)) == rows(own)
