@@ -16,8 +16,8 @@ LAYERS = [
     {"support", "stores", "zero", "passes", "after_step"},
     {"engine"},
     {"loop"},
-    {"explicit", "counters", "first_pass", "hub", "arguments", "callback", "modelcard", "trainer", "patching"},
-    {"tasks", "run", "integrations"},
+    {"explicit", "counters", "first_pass", "hub", "arguments", "callback", "modelcard", "trainer"},
+    {"tasks", "run", "patching", "integrations"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

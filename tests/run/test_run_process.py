@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +65,7 @@ def test_module(name: str, run: tuple[str, ...], process: Process, tmp_path: Pat
     [
         (["missing.py"], 2, "can't open file"),
         (["-m", "missing"], 1, "No module named missing"),
-        (["-m", "json.missing.module"], 1, "No module named json.missing.module"),
+        (["-m", "json.missing.module"], 1, "No module named 'json.missing'"),
         (["-m", "email"], 1, "No module named email.__main__; 'email' is a package and cannot be directly executed"),
         (["-m", ".missing"], 1, "Relative module names not supported"),
         (["-m"], 2, "the name of a module is missing"),
@@ -75,13 +74,14 @@ def test_module(name: str, run: tuple[str, ...], process: Process, tmp_path: Pat
     ],
 )
 def test_cannot_start(command: list[str], status: int, message: str, run: tuple[str, ...], process: Process) -> None:
-    """The exit status is Python's own."""
+    """No traceback."""
     ours = process(*run, *command)
     assert ours.status == status
     assert message in ours.log
     assert "Traceback" not in ours.log
-    if command and status == 1:
-        assert process(*command).status == status
+    if command and status == 1:  # it is Python's own
+        plain = process(*command)
+        assert (ours.status, ours.log) == (plain.status, plain.log)
 
 
 @pytest.mark.parametrize("kind", ["app", "app/", "./app", "app.zip"])
@@ -92,7 +92,7 @@ def test_application(kind: str, safe: bool, process: Process, tmp_path: Path) ->
     (tmp_path / "app" / "near.py").write_text("VALUE = 7\n")
     (tmp_path / "app" / "__main__.py").write_text(
         "import sys\nfrom near import VALUE\n"
-        "print(VALUE, __file__, __package__, __spec__.name, sys.argv, sys.path[:2], sorted(globals()))\n1 / 0\n"
+        "print(VALUE, __file__, __package__, __spec__.name, sys.argv, sys.path[:2])\n1 / 0\n"
     )
     with zipfile.ZipFile(tmp_path / "app.zip", "w") as archive:
         for path in (tmp_path / "app").iterdir():
@@ -101,20 +101,15 @@ def test_application(kind: str, safe: bool, process: Process, tmp_path: Path) ->
     plain = process(*options, kind, "--flag")
     ours = process(*options, "-m", "hf_sharpness.run", kind, "--flag")
     assert ours.status == plain.status == 1
-    assert own_frames(ours.log) == own_frames(plain.log)
+    assert ours.log == plain.log
     assert ours.log.startswith("7 ")
-
-
-def own_frames(log: str) -> str:
-    """What was printed, without the frames of runpy, with which Python begins the traceback of a module."""
-    return re.sub(r'  File "<frozen runpy>".*\n', "", log)
 
 
 def test_a_folder_that_is_no_application(process: Process, tmp_path: Path) -> None:
     (tmp_path / "app").mkdir()
     plain, ours = process("app"), process("-m", "hf_sharpness.run", "app")
     assert ours.status == plain.status == 1
-    assert ours.log.partition("error: ")[2] == plain.log.partition(": ")[2]
+    assert ours.log == plain.log
 
 
 @pytest.mark.parametrize("error", ["1 / 0", "import surely_missing", "raise ValueError(1)"])
@@ -124,7 +119,7 @@ def test_a_package_whose_import_fails(error: str, run: tuple[str, ...], process:
     (tmp_path / "package" / "inner.py").write_text("")
     plain, ours = (process(*command, "-m", "package.inner", "x") for command in ((), run))
     assert ours.status == plain.status == 1
-    assert own_frames(ours.log) == own_frames(plain.log)
+    assert ours.log == plain.log
     assert "Traceback" in ours.log
 
 

@@ -19,7 +19,7 @@ class Thing:
 if __name__ == "__main__":
     main = sys.modules["__main__"]
     print(__name__, __file__, __doc__, __package__, __spec__ and __spec__.name, type(__loader__).__name__)
-    print(sorted(globals()), globals().get("__annotations__"))
+    print(sorted(globals().keys() - {"__annotations__"}))
     print(sys.argv, sys.path[0], os.getcwd(), __builtins__)
     print(main.Thing is Thing, pickle.loads(pickle.dumps(Thing(3))), main.__dict__ is globals())
     print([name for name in sys.modules if name.split(".")[0] in ("torch", "transformers")])
