@@ -12,6 +12,7 @@ from hf_sharpness import cli
 from hf_sharpness.tasks import recipe as recipes
 from hf_sharpness.tasks import run
 from hf_sharpness.tasks.errors import RecipeError
+from hf_sharpness.tasks.flags import parse_training_flags, split_dotted
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def captured(monkeypatch):
     ],
 )
 def test_training_flags(flags, expected):
-    assert cli.parse_training_flags(flags) == expected
+    assert parse_training_flags(flags) == expected
 
 
 @pytest.mark.parametrize(
@@ -62,19 +63,19 @@ def test_training_flags(flags, expected):
 )
 def test_wrong_training_flags(flags, words):
     with pytest.raises(RecipeError) as caught:
-        cli.parse_training_flags(flags)
+        parse_training_flags(flags)
     for word in words:
         assert word in str(caught.value)
 
 
 def test_dotted_flags():
-    dotted, rest = cli.split_dotted(
+    dotted, rest = split_dotted(
         ["--data.train_samples", "5", "--bf16", "--model.config.x=a=b", "--data.seed", "-1", "--max_steps", "3"]
     )
     assert dotted == [("data.train_samples", "5"), ("model.config.x", "a=b"), ("data.seed", "-1")]
     assert rest == ["--bf16", "--max_steps", "3"]
     with pytest.raises(RecipeError, match=r"--data\.seed: a value is missing"):
-        cli.split_dotted(["--data.seed", "--bf16"])
+        split_dotted(["--data.seed", "--bf16"])
 
 
 def test_flags_win_over_the_recipe(captured):

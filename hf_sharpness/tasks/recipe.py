@@ -27,6 +27,9 @@ import yaml
 from .errors import RecipeError, first_line, nearest
 
 TASKS = ("image-classification", "sequence-classification")
+ABOUT_RECIPES = """RECIPE is a YAML file, the name of a bundled recipe (see `hf-sharpness recipes`), or a repo on
+the Hub with a recipe.yaml in it (`user/repo`, `user/repo@revision`)."""
+
 _TOP_LEVEL = ("task", "description", "metrics", "model", "data", "training")
 
 
