@@ -15,9 +15,11 @@ from typing import Any
 import transformers
 from transformers.training_args import OptimizerNames
 
-from . import explicit, methods, zero
+from . import explicit, methods
+from .engine.deepspeed.config import check_config, read_config
+from .engine.scopes import SCOPES
 from .methods import METHODS, Method
-from .support import SCOPES
+from .sharing import config
 
 _STOCK_DEFAULT = next(f.default for f in dataclasses.fields(transformers.TrainingArguments) if f.name == "optim")
 _STOCK_NAMES = [name.value for name in OptimizerNames]
@@ -117,9 +119,7 @@ class _SharpnessArguments:
     def __post_init__(self) -> None:
         given = explicit.settle(self, [f.name for f in dataclasses.fields(_SharpnessArguments)])
         if self.sharpness_config is not None:
-            from . import hub
-
-            hub.fill(self, given)
+            config.fill(self, given)
         self.optim, self.base_optim = _plain_name(self.optim), _plain_name(self.base_optim)
         self.check_sharpness()
         parent = getattr(super(), "__post_init__", None)
@@ -178,9 +178,9 @@ class _SharpnessArguments:
                 f"wsam_mode='decoupled' does not fit base_optim={self.base_optim!r}, which keeps the weights in a "
                 "second form of its own that the term would not move: use wsam_mode='coupled'"
             )
-        config = zero.read_config(getattr(self, "deepspeed", None))
-        if config is not None:
-            zero.check_config(config)
+        deepspeed = read_config(getattr(self, "deepspeed", None))
+        if deepspeed is not None:
+            check_config(deepspeed)
         if self.sam_scope != "global" and (getattr(self, "deepspeed", None) or _accelerate_uses_deepspeed()):
             raise ValueError(
                 f"sam_scope={self.sam_scope!r} does not run under DeepSpeed, whose ranks hold parts of the gradient: "
@@ -194,6 +194,16 @@ class _SharpnessArguments:
         cls = METHODS[self.optim]
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: getattr(self, arg) for arg, (_, name) in HYPERPARAMETERS.items() if name in known})
+
+    @classmethod
+    def shared_types(cls) -> dict[str, Any]:
+        """What ``sharpness_config.json`` can set: name and type.
+
+        The type that a method declares says more than the argument's, which HfArgumentParser must understand.
+        """
+        hints = typing.get_type_hints(_SharpnessArguments)
+        declared = {argument: typing.get_type_hints(owner)[name] for argument, (owner, name) in HYPERPARAMETERS.items()}
+        return {name: declared.get(name, hints[name]) for name in SHARED}
 
     @classmethod
     def from_pretrained(
@@ -223,9 +233,8 @@ class _SharpnessArguments:
             ValueError: the name or the file is not valid; names file, argument, value and remedy.
             OSError: there is no such file or repo, or no access to it.
         """
-        from . import hub
-
-        loaded = hub.load(
+        loaded = config.load(
+            SharpnessArguments,
             name,
             revision=revision,
             token=token,
@@ -250,12 +259,10 @@ class _SharpnessArguments:
             ValueError: an argument is not valid.
             OSError: the file cannot be written or uploaded.
         """
-        from . import hub
-
-        path = hub.save(self, save_directory)
+        path = config.save(self, save_directory)
         if not push_to_hub:
             return path
-        return hub.push(self, options.pop("repo_id", None) or path.resolve().parent.name, **options)
+        return config.push(self, options.pop("repo_id", None) or path.resolve().parent.name, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
         """Upload ``sharpness_config.json`` to a model repo, which is made if it does not exist.
@@ -276,9 +283,7 @@ class _SharpnessArguments:
             ValueError: an argument is not valid.
             OSError: the Hub cannot be reached, or refuses.
         """
-        from . import hub
-
-        return hub.push(self, repo_id, **options)
+        return config.push(self, repo_id, **options)
 
     def set_optimizer(self, name: str | OptimizerNames = "adamw_torch", *args: Any, **kwargs: Any) -> Any:
         """transformers' ``set_optimizer``, which also takes sam, wsam and xsam (then ``base_optim`` takes the step)."""
@@ -312,6 +317,10 @@ class TrainingArguments(_SharpnessArguments, transformers.TrainingArguments):
 @dataclasses.dataclass
 class Seq2SeqTrainingArguments(TrainingArguments, transformers.Seq2SeqTrainingArguments):
     """transformers.Seq2SeqTrainingArguments with the sharpness arguments; nothing else differs."""
+
+
+SHARED = tuple(f.name for f in dataclasses.fields(_SharpnessArguments) if f.name != "sharpness_config")
+"""What is shared with a model in ``sharpness_config.json``."""
 
 
 def _number(argument: str, value: Any) -> Any:

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    from hf_sharpness.hub import ARGUMENTS
+    from hf_sharpness.arguments import SHARED
     from hf_sharpness.tasks.flags import load_named, parse_training_flags, split_dotted, training_parser
     from hf_sharpness.tasks.recipe import check_values, override
 
@@ -71,7 +71,7 @@ def _train(arguments: list[str]) -> int:
     check_values(recipe)
     given = parse_training_flags(flags)
     if "sharpness_config" in given:  # it stands in for what the recipe says of the method
-        for name in ARGUMENTS:
+        for name in SHARED:
             recipe.training.pop(name, None)
     recipe.training.update(given)
 

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from . import methods
-from .engine import Engine
-from .passes import Closure
+from .engine import Closure, Engine
 
 
 class SharpnessAware:

@@ -18,12 +18,16 @@ import transformers
 from torch import Tensor, nn
 from transformers.training_args import OptimizerNames
 
-from . import hub, modelcard, zero
-from .callback import SharpnessCallback, at_epoch_boundary
+from .arguments import SharpnessArguments
 from .engine import Engine
-from .first_pass import FirstPass
-from .metrics import Averages
-from .support import gradients_unreduced
+from .engine.deepspeed.step import DeferredStep
+from .engine.deepspeed.weights import USED_BEFORE, ZeroWeights, weights_of
+from .engine.parallel import gradients_unreduced
+from .sharing import config
+from .training import card
+from .training.averages import Averages
+from .training.callback import SharpnessCallback, at_epoch_boundary
+from .training.replay import FirstPass
 
 _STOCK_TRAINER = transformers.Trainer  # `hf-sharpness run` puts ours in its place
 
@@ -83,7 +87,7 @@ class _SharpnessTrainer:
             engine.close()
         accelerator = getattr(self, "accelerator", None)
         deferred = getattr(accelerator, "deepspeed_engine_wrapped", None)
-        if isinstance(deferred, zero.DeferredStep):
+        if isinstance(deferred, DeferredStep):
             accelerator.deepspeed_engine_wrapped = deferred.wrapper
 
     def _start_sharpness(self) -> bool:
@@ -106,9 +110,9 @@ class _SharpnessTrainer:
         method.load_state_dict(earlier.get("method_state", {}))
         scaler = self.accelerator.scaler
         loss_scale = scaler and (lambda: scaler.scale(torch.ones((), device=self.args.device)))
-        store = None
+        weights = None
         if self.is_deepspeed_enabled:
-            store, loss_scale = self._deepspeed_store()
+            weights, loss_scale = self._deepspeed_weights()
         self._engine = Engine(
             method,
             self.model_wrapped,
@@ -116,7 +120,7 @@ class _SharpnessTrainer:
             scope=self.args.sam_scope,
             loss_scale=loss_scale,
             no_sync=self._gradients_unreduced,
-            store=store,
+            weights=weights,
             autocast_dtype=torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None,
             began_on_grid=earlier.get("began_on_grid", False),
         )
@@ -126,19 +130,19 @@ class _SharpnessTrainer:
         if at_epoch_boundary(self.state):
             self._engine.method.start_epoch()
         self._first_epoch_has_begun = False
-        return bool(self._engine.store.on_grid)
+        return bool(self._engine.weights.on_grid)
 
-    def _deepspeed_store(self) -> tuple[zero.ZeroStore, Any]:
+    def _deepspeed_weights(self) -> tuple[ZeroWeights, Any]:
         """Where DeepSpeed's weights are, and its loss scale; from now on it steps when the passes are over."""
         accelerator = self.accelerator
         if accelerator.deepspeed_engine_wrapped is None:  # Accelerate has destroyed it, and made no other
-            raise ValueError(zero.USED_BEFORE)
-        store = zero.store_of(self.model_wrapped)
+            raise ValueError(USED_BEFORE)
+        weights = weights_of(self.model_wrapped)
         # Accelerate's wrapper of the engine, which `accelerator.backward` calls.
-        accelerator.deepspeed_engine_wrapped = zero.DeferredStep(
+        accelerator.deepspeed_engine_wrapped = DeferredStep(
             accelerator.deepspeed_engine_wrapped, at_boundary=lambda: accelerator.sync_gradients
         )
-        return store, store.loss_scale()
+        return weights, weights.loss_scale()
 
     def _start_sharpness_late(self) -> None:
         """The same in the first step: callbacks that were restored from a checkpoint do not know their trainer."""
@@ -242,9 +246,9 @@ class _SharpnessTrainer:
                 folders.append(self.args.output_dir)
             for folder in folders:
                 if self.uses_sharpness:
-                    hub.save(self.args, folder)
+                    config.save(self.args, folder)
                 else:
-                    hub.remove_stale(folder)
+                    config.remove_stale(SharpnessArguments, folder)
         with self._engine.clean_weights() if self._engine is not None else contextlib.nullcontext():
             super().save_model(output_dir, *args, **kwargs)
 
@@ -256,12 +260,12 @@ class _SharpnessTrainer:
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """transformers' own, with method, hyper-parameters, measured sharpness, papers and tags."""
         if self.uses_sharpness and hasattr(self.model, "add_model_tags"):  # PEFT makes a card's tags anew from these
-            self.model.add_model_tags(modelcard.tags(self.args))
+            self.model.add_model_tags(card.tags(self.args))
         super().create_model_card(*args, **kwargs)
         if self.uses_sharpness and self.is_world_process_zero():
-            card = Path(self.args.output_dir, "README.md")
+            readme = Path(self.args.output_dir, "README.md")
             repo = getattr(self, "hub_model_id", None)
-            modelcard.complete(card, self.args, self.optimizer, self.state.log_history, LOGGED, repo)
+            card.complete(readme, self.args, self.optimizer, self.state.log_history, LOGGED, repo)
 
 
 class SharpnessTrainerMixin(_SharpnessTrainer):

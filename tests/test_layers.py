@@ -11,13 +11,14 @@ import hf_sharpness
 
 PACKAGE = Path(hf_sharpness.__file__).parent
 LAYERS = [
-    {"vectors", "rounding", "snapshots", "metrics"},
+    {"vectors"},
     {"methods"},
-    {"support", "stores", "zero", "passes", "after_step"},
     {"engine"},
-    {"loop"},
-    {"explicit", "counters", "first_pass", "hub", "arguments", "callback", "modelcard", "trainer"},
-    {"tasks", "run", "patching", "integrations"},
+    {"loop", "sharing"},
+    {"explicit", "arguments"},
+    {"training"},
+    {"trainer"},
+    {"run", "patching", "tasks", "integrations"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

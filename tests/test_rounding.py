@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_sharpness import rounding
-from hf_sharpness.rounding import Noise, move_
+from hf_sharpness.engine import rounding
+from hf_sharpness.engine.rounding import Noise, move_
 
 N = 200_000
 

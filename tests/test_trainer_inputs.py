@@ -12,7 +12,7 @@ from torch import nn
 from transformers import BatchEncoding
 
 import hf_sharpness
-from hf_sharpness.first_pass import copied
+from hf_sharpness.training.replay import copied
 
 ITEMS = classification(64, torch.float32)
 OPTIONS = {"max_steps": 3, "gradient_accumulation_steps": 2, "learning_rate": 0.1, "max_grad_norm": 0.0}

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..hub import ARGUMENTS
+from ..arguments import SHARED
+from ..engine.optimizers import is_adaptive
 from .curves import plot_curves
 from .errors import RecipeError, first_line
 from .image_classification import build_image_task
@@ -146,7 +147,7 @@ def save(run: PreparedRun) -> None:
     if not run.trainer.is_world_process_zero():
         return
     # The file goes to the Hub with the model: no token in it, and nothing a shared recipe may not set.
-    given = {name: value for name, value in run.arguments.to_dict().items() if name in ARGUMENTS}
+    given = {name: value for name, value in run.arguments.to_dict().items() if name in SHARED}
     shared = dataclasses.replace(run.recipe, training=shareable_training({**run.recipe.training, **given}))
     shared.save(run.output / "recipe.yaml")
     for name, content in run.task.save_with_model.items():
@@ -208,7 +209,7 @@ def title(recipe: Recipe, arguments: Any) -> str:
     method = arguments.method()
     if method is None:
         return f"{name}: {getattr(arguments.optim, 'value', arguments.optim)}"
-    method = method.resolved(adaptive_base=arguments.base_optim != "sgd")
+    method = method.resolved(adaptive_base=is_adaptive(arguments.base_optim))
     shown = [
         f"{item.name} {value}"
         for item in dataclasses.fields(method)

@@ -13,7 +13,9 @@ from typing import Any, NoReturn
 
 import yaml
 
-from ..hub import ARGUMENTS, MAX_BYTES, fetch, read, short
+from ..arguments import SHARED
+from ..sharing.fetch import MAX_BYTES, fetch, read
+from ..sharing.values import short
 from .errors import RecipeError
 from .recipe import Recipe, load_recipe
 
@@ -21,7 +23,7 @@ RECIPE_NAME = "recipe.yaml"
 MAX_DEPTH = 16
 
 TRAINING_KEYS = {
-    *ARGUMENTS,
+    *SHARED,
     *"""
     activation_checkpointing adam_beta1 adam_beta2 adam_epsilon auto_find_batch_size average_tokens_across_devices
     batch_eval_metrics bf16 bf16_full_eval data_seed dataloader_drop_last eval_accumulation_steps eval_delay

@@ -11,7 +11,7 @@ import yaml
 from tiny_lm import WORDS, language_model, tokenizer
 
 from hf_sharpness import SharpnessArguments, SharpnessTrainerMixin
-from hf_sharpness.modelcard import TAG
+from hf_sharpness.training.card import TAG
 
 
 def card(folder: Path) -> tuple[dict[str, Any], str]:

@@ -13,7 +13,8 @@ from transformers import HfArgumentParser
 
 import hf_sharpness
 from hf_sharpness import Seq2SeqTrainingArguments, SharpnessArguments, TrainingArguments
-from hf_sharpness.hub import ARGUMENTS, parse_config
+from hf_sharpness.arguments import SHARED
+from hf_sharpness.sharing.config import parse_config
 
 OTHER = {
     "optim": "wsam",
@@ -31,11 +32,11 @@ OTHER = {
     "xsam_refresh": 7,
 }
 """A value for every argument that is not its default."""
-DEFAULTS = {f.name: f.default for f in dataclasses.fields(SharpnessArguments) if f.name in ARGUMENTS}
+DEFAULTS = {f.name: f.default for f in dataclasses.fields(SharpnessArguments) if f.name in SHARED}
 
 
 def values(arguments: Any) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in ARGUMENTS}
+    return {name: getattr(arguments, name) for name in SHARED}
 
 
 @pytest.fixture
@@ -55,14 +56,14 @@ def command_line(*line: str, arguments_class: type = TrainingArguments) -> Any:
 
 
 def test_every_argument_has_a_value_to_test_with() -> None:
-    assert {name for name in ARGUMENTS if OTHER.get(name) not in (None, DEFAULTS[name])} == set(DEFAULTS)
+    assert {name for name in SHARED if OTHER.get(name) not in (None, DEFAULTS[name])} == set(DEFAULTS)
 
 
 def test_what_is_written(folder: str) -> None:
     about = {"format_version": 1, "hf_sharpness_version": hf_sharpness.__version__, "paper": "2305.15817"}
     text = Path(folder, "sharpness_config.json").read_text()
     assert json.loads(text) == about | OTHER
-    assert list(json.loads(text)) == [*about, *ARGUMENTS]
+    assert list(json.loads(text)) == [*about, *SHARED]
 
 
 @pytest.mark.parametrize(
@@ -298,15 +299,18 @@ REFUSED = [
 @pytest.mark.parametrize(("text", "problem"), REFUSED)
 def test_one_clear_error(text: bytes, problem: str) -> None:
     with pytest.raises(ValueError, match=f"^the file: .*{problem}") as caught:
-        parse_config(text, "the file")
+        parse_config(SharpnessArguments, text, "the file")
     assert len(str(caught.value)) < 1500
     assert str(caught.value).isprintable()
 
 
 def test_a_part_of_the_arguments_is_enough() -> None:
-    assert parse_config(content(optim="sam", sam_rho=1), "the file") == {"optim": "sam", "sam_rho": 1}
-    assert parse_config(content(xsam_refresh="12"), "the file") == {"xsam_refresh": 12}
-    assert parse_config(content(wsam_gamma=None, paper=None), "the file") == {"wsam_gamma": None}
+    assert parse_config(SharpnessArguments, content(optim="sam", sam_rho=1), "the file") == {
+        "optim": "sam",
+        "sam_rho": 1,
+    }
+    assert parse_config(SharpnessArguments, content(xsam_refresh="12"), "the file") == {"xsam_refresh": 12}
+    assert parse_config(SharpnessArguments, content(wsam_gamma=None, paper=None), "the file") == {"wsam_gamma": None}
 
 
 def test_what_a_name_may_be(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hf_sharpness import SharpnessArguments, TrainingArguments
-from hf_sharpness.hub import ARGUMENTS, parse_config
+from hf_sharpness.arguments import SHARED
+from hf_sharpness.sharing.config import parse_config
 from hf_sharpness.tasks.errors import RecipeError
 from hf_sharpness.tasks.recipe import parse_yaml
 from hf_sharpness.tasks.shared import (
@@ -44,10 +45,7 @@ anything = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
 )
 keys = (
-    st.sampled_from(ARGUMENTS)
-    | st.sampled_from(PRIVATE)
-    | st.sampled_from(("paper", "__class__"))
-    | st.text(max_size=20)
+    st.sampled_from(SHARED) | st.sampled_from(PRIVATE) | st.sampled_from(("paper", "__class__")) | st.text(max_size=20)
 )
 configs = st.builds(
     lambda entries, version: entries | version, st.dictionaries(keys, anything), st.just({"format_version": 1})
@@ -55,7 +53,7 @@ configs = st.builds(
 likely = st.builds(
     lambda entries: entries | {"format_version": 1},
     st.dictionaries(
-        st.sampled_from(ARGUMENTS), st.sampled_from(WORDS) | st.floats(0, 1) | st.booleans() | st.integers(0, 9)
+        st.sampled_from(SHARED), st.sampled_from(WORDS) | st.floats(0, 1) | st.booleans() | st.integers(0, 9)
     ),
 )
 
@@ -81,11 +79,11 @@ def check_message(message: str) -> None:
 
 def check_config(content: bytes) -> None:
     try:
-        arguments = parse_config(content, "the file")
+        arguments = parse_config(SharpnessArguments, content, "the file")
     except ValueError as error:
         check_message(str(error))
         return
-    assert set(arguments) <= set(ARGUMENTS)
+    assert set(arguments) <= set(SHARED)
     assert all(value is None or type(value) in (int, float, bool, str) for value in arguments.values())
     SharpnessArguments(**arguments).check_sharpness()
 
@@ -115,10 +113,10 @@ def test_a_damaged_config_sets_what_it_may_or_nothing(effort: settings) -> None:
     @effort
     @given(likely, st.sampled_from(PRIVATE) | st.text(), anything)
     def check(config: dict[str, Any], key: str, value: Any) -> None:
-        if key in ARGUMENTS or key in ("format_version", "hf_sharpness_version", "paper"):
+        if key in SHARED or key in ("format_version", "hf_sharpness_version", "paper"):
             return
         with pytest.raises(ValueError, match=r"^the file: "):
-            parse_config(json.dumps(config | {key: value}).encode(), "the file")
+            parse_config(SharpnessArguments, json.dumps(config | {key: value}).encode(), "the file")
 
     check()
 

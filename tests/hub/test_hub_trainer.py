@@ -13,7 +13,7 @@ from tiny import ITEMS, classifier
 
 import hf_sharpness
 from hf_sharpness.methods import METHODS
-from hf_sharpness.modelcard import BIBTEX
+from hf_sharpness.training.card import BIBTEX
 
 COMMON = {
     "max_steps": 4,
@@ -147,7 +147,7 @@ def test_a_card_is_completed_once(tmp_path: Path) -> None:
     first = card(trainer)
     assert card(trainer) == first
     path = tmp_path / "README.md"
-    hf_sharpness.trainer.modelcard.complete(path, trainer.args, None, [], ())
+    hf_sharpness.trainer.card.complete(path, trainer.args, None, [], ())
     text = path.read_text()
     assert text.count("### Sharpness-aware minimization") == 1
     assert "No sharpness was logged." in text
@@ -156,10 +156,10 @@ def test_a_card_is_completed_once(tmp_path: Path) -> None:
 def test_a_card_without_metadata_or_a_card(tmp_path: Path) -> None:
     args = hf_sharpness.TrainingArguments(str(tmp_path), optim="sam", base_optim="sgd")
     path = tmp_path / "README.md"
-    hf_sharpness.trainer.modelcard.complete(path, args, None, [], ())
+    hf_sharpness.trainer.card.complete(path, args, None, [], ())
     assert not path.exists()
     path.write_text("# A card\n")
-    hf_sharpness.trainer.modelcard.complete(path, args, None, [], ())
+    hf_sharpness.trainer.card.complete(path, args, None, [], ())
     assert path.read_text().startswith("---\ntags:\n- sharpness-aware-minimization\n- sam\n---\n# A card\n\n<!--")
 
 

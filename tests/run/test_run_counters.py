@@ -11,7 +11,7 @@ import torch
 import transformers
 from models import Net, classification
 
-from hf_sharpness.counters import counters_kept
+from hf_sharpness.training.counters import counters_kept
 
 ITEMS = classification(48, torch.float32)
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
-from . import vectors
-
-if TYPE_CHECKING:
-    from .stores import Store
+from .. import vectors
+from .weights import Weights
 
 
 class AfterStep:
@@ -20,7 +16,7 @@ class AfterStep:
         terms: the vector, as one local tensor for each parameter; spent by ``descend``.
         weight: the factor beside the learning rate.
         before: the weights before the optimizer's step, local; spent by ``descend``.
-        store: where the weights are. DeepSpeed calls the optimizer's ``step`` several times, each for some of them.
+        weights: where the weights are. DeepSpeed calls the optimizer's ``step`` several times, each for some of them.
 
     A non-finite vector makes the gradient non-finite too, so that a GradScaler skips the step.
     """
@@ -30,14 +26,14 @@ class AfterStep:
         terms: dict[nn.Parameter, Tensor],
         weight: float,
         before: dict[nn.Parameter, Tensor],
-        store: Store,
+        weights: Weights,
     ) -> None:
         self.terms = terms
         self.weight = weight
         self.before = before
-        self.store = store
+        self.weights = weights
         params = list(terms)
-        self.waiting = [(group, self._gradient_norm(group)) for group in store.stepped_together(params)]
+        self.waiting = [(group, self._gradient_norm(group)) for group in weights.stepped_together(params)]
         self.params: list[nn.Parameter] = []
         self.clipping: Tensor | float = 1.0
         self.steps: list[tuple[Tensor, Tensor]] = []
@@ -51,7 +47,7 @@ class AfterStep:
         return not self.waiting
 
     def _norm(self, vector: vectors.Vector, params: list[nn.Parameter]) -> Tensor:
-        return vectors.norm(vector, self.store.owners(params))
+        return vectors.norm(vector, self.weights.owners(params))
 
     def _gradient_norm(self, params: list[nn.Parameter]) -> Tensor:
         return self._norm(vectors.local([p.grad for p in params]), params)

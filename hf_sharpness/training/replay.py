@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.state import RandomState, accelerators_of
 from .counters import counters_kept
-from .snapshots import RandomState, accelerators_of
 
 Prepare = Callable[[Any], Any]
 

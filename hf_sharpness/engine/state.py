@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .vectors import clone, copy_
+from ..vectors import clone, copy_
 
 WATCHED_FROM = 4096
 """Integer and boolean buffers of at least this many elements (attention masks, quantised weights) are not copied."""

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
-if TYPE_CHECKING:
-    from .trainer import _SharpnessTrainer
+
+class Listener(Protocol):
+    """What the callback tells of the loop's moments: the Trainer's side of it."""
+
+    def _start_sharpness(self) -> bool: ...
+
+    def _on_epoch_begin(self) -> None: ...
+
+    def _on_optimizer_step(self) -> dict[str, Any]: ...
 
 
 class SharpnessCallback(TrainerCallback, ExportableState):
@@ -23,9 +30,9 @@ class SharpnessCallback(TrainerCallback, ExportableState):
     def __init__(self) -> None:
         self.method_state: dict[str, Any] = {}
         self.began_on_grid = False
-        self._trainer: weakref.ref[_SharpnessTrainer] | None = None
+        self._trainer: weakref.ref[Listener] | None = None
 
-    def attach(self, trainer: _SharpnessTrainer) -> None:
+    def attach(self, trainer: Listener) -> None:
         """Tell this trainer (held weakly) what happens."""
         self._trainer = weakref.ref(trainer)
 

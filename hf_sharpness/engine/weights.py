@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .support import are_bfloat16_numbers, is_tensor_parallel, rank_groups, rounded_by_autocast, sharded_modules
-from .vectors import Vector, is_sharded
+from ..vectors import Vector, is_sharded, local
+from .parallel import is_tensor_parallel, rank_groups, sharded_modules
 
 
-class Store:
+class Weights:
     """The usual place: the parameters in the optimizer's groups, their gradients in ``.grad``.
 
     Args:
@@ -58,8 +58,8 @@ class Store:
         """
         if is_tensor_parallel(self.model, self.parameters()):
             return
-        rounded = rounded_by_autocast(self.model, self.parameters())
-        self.on_grid = {id(p) for p in rounded} if began_there or are_bfloat16_numbers(rounded) else set()
+        rounded = _rounded_by_autocast(self.model, self.parameters())
+        self.on_grid = {id(p) for p in rounded} if began_there or _are_bfloat16_numbers(rounded) else set()
 
     def seen_in_bfloat16(self, params: Sequence[nn.Parameter]) -> list[bool]:
         """For every parameter whether it is to move on the grid of bfloat16 numbers, by stochastic rounding."""
@@ -96,3 +96,26 @@ class Store:
 
     def finish(self) -> None:
         """The gradient for the base optimizer is in ``.grad``, the weights are as before the step."""
+
+
+def _rounded_by_autocast(model: nn.Module, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Those of the float32 parameters that autocast casts: the weights of linear layers, convolutions and the like."""
+    optimized = {id(p) for p in parameters if p.dtype == torch.float32}
+    rounded = {
+        id(p): p
+        for module in model.modules()
+        if not isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        for p in module.parameters(recurse=False)
+        if id(p) in optimized and (p.ndim > 1 or isinstance(module, nn.Linear))
+    }
+    return list(rounded.values())
+
+
+def _are_bfloat16_numbers(parameters: list[nn.Parameter]) -> bool:
+    """Whether most of the values are, as out of a bf16 checkpoint. Zeros, as adapters begin with, do not count."""
+    found = total = 0
+    for weights in local(parameters):
+        nonzero = weights != 0
+        found += int(((weights == weights.bfloat16()) & nonzero).sum())
+        total += int(nonzero.sum())
+    return found > total / 2

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from huggingface_hub.repocard import metadata_load, metadata_save
 
-from . import __version__
-from .arguments import HYPERPARAMETERS
-from .methods import METHODS, Method
-from .support import base_optimizer, scales_per_coordinate
+from .. import __version__
+from ..arguments import HYPERPARAMETERS
+from ..engine.optimizers import base_optimizer, is_adaptive
+from ..methods import METHODS, Method
 
 TAG = "sharpness-aware-minimization"
 _BEGIN, _END = f"<!-- {TAG}: begin -->", f"<!-- {TAG}: end -->"
@@ -94,7 +94,7 @@ def complete(
     text = card.read_text(encoding="utf-8")
     text = re.sub(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n\n?", "", text, flags=re.DOTALL)
     text = text.replace(f"Use {args.optim} and the args are:\n", _optimizer(args))
-    adaptive = args.base_optim != "sgd" if optimizer is None else scales_per_coordinate(base_optimizer(optimizer))
+    adaptive = is_adaptive(args.base_optim if optimizer is None else base_optimizer(optimizer))
     method = args.method().resolved(adaptive)
     repo = repo or getattr(args, "hub_model_id", None) or "FOLDER"
     section = _section(args, method, log_history, (*names, *method.metrics), repo)

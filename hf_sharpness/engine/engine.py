@@ -15,20 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from . import vectors, zero
+from .. import vectors
+from ..methods import Method
 from .after_step import AfterStep
-from .methods import Method
-from .passes import Closure, Passes
+from .checks import check_supported
+from .deepspeed.config import is_engine
+from .optimizers import base_optimizer, is_adaptive
+from .parallel import gradients_unreduced
+from .passes import Closure, MicroBatch, Passes
 from .rounding import Noise
-from .snapshots import BufferState, RandomState, accelerators_of
-from .stores import Store
-from .support import (
-    base_optimizer,
-    check_supported,
-    data_parallel_module,
-    gradients_unreduced,
-    scales_per_coordinate,
-)
+from .scopes import Scope
+from .state import BufferState, RandomState, accelerators_of
+from .weights import Weights
 
 
 class Engine:
@@ -41,13 +39,13 @@ class Engine:
         method: the method with its hyper-parameters.
         model: the model that the closures call (in DDP, sharded by FSDP2, or neither).
         optimizer: the base optimizer. The parameters in its groups that get a gradient are perturbed.
-        scope: whose gradient makes the perturbation, a key of ``support.SCOPES``.
+        scope: whose gradient makes the perturbation, a key of ``scopes.SCOPES``.
         loss_scale: returns the factor by which the closures scale their loss (a ``GradScaler``'s), as a tensor; None
             where they do not. With it the engine looks at every ascent whether the gradient overflowed.
         no_sync: makes a context in which a backward pass does not reduce gradients over ranks.
-        store: where weights and gradients are. Default None: in the parameters of the optimizer's groups.
+        weights: where weights and gradients are. Default None: in the parameters of the optimizer's groups.
         autocast_dtype: the type that the closures compute in by autocast, None without.
-        began_on_grid: the training, now resumed, began with weights that are bfloat16 numbers (``store.on_grid``).
+        began_on_grid: the training, now resumed, began with weights that are bfloat16 numbers (``weights.on_grid``).
 
     Attributes:
         steps_made: optimizer steps made by this engine; a resumed run sets it, for its random numbers to go on.
@@ -65,28 +63,25 @@ class Engine:
         scope: str = "global",
         loss_scale: Callable[[], Tensor] | None = None,
         no_sync: Callable[[], AbstractContextManager] | None = None,
-        store: Store | None = None,
+        weights: Weights | None = None,
         autocast_dtype: torch.dtype | None = None,
         began_on_grid: bool = False,
     ) -> None:
         self.model = model
-        if store is None and zero.is_engine(model):
+        if weights is None and is_engine(model):
             raise ValueError(
                 "a loop of your own does not run under DeepSpeed, which steps within accelerator.backward: use "
                 "hf_sharpness.Trainer, or FSDP2"
             )
-        self.store = store or Store(model, base_optimizer(optimizer))
-        self.optimizer = self.store.optimizer
-        self.method = method.resolved(adaptive_base=scales_per_coordinate(self.optimizer))
-        check_supported(self.method, model, self.optimizer, scope, self.store.named())
+        self.weights = weights or Weights(model, base_optimizer(optimizer))
+        self.optimizer = self.weights.optimizer
+        self.method = method.resolved(adaptive_base=is_adaptive(self.optimizer))
+        check_supported(self.method, model, self.optimizer, scope, self.weights.named())
         if autocast_dtype == torch.bfloat16:
-            self.store.find_weights_on_grid(began_on_grid)
-        self.scope = scope
+            self.weights.find_weights_on_grid(began_on_grid)
+        no_sync = no_sync or (lambda: gradients_unreduced(model))
+        self.scope = Scope(scope, model, no_sync, self.method.adds_after_step)
         self.loss_scale = loss_scale
-        self.no_sync = no_sync or (lambda: gradients_unreduced(model))
-        self.data_parallel = data_parallel_module(model)
-        self.rank_groups = self.store.rank_groups()
-        self.gradients_are_views = getattr(self.data_parallel, "gradient_as_bucket_view", False)
         self.metrics: dict[str, Tensor | float] = {}
         self.steps_made = 0
         self.after_step: AfterStep | None = None
@@ -97,7 +92,7 @@ class Engine:
         self._forget_step()
 
     def _forget_step(self) -> None:
-        self.micro_batches: list[tuple[Closure, RandomState]] = []
+        self.micro_batches: list[MicroBatch] = []
         self.losses: list[Tensor] = []
         self.buffers: BufferState | None = None
         self.passes: Passes | None = None
@@ -108,7 +103,7 @@ class Engine:
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters in the base optimizer's groups, in their order."""
-        return self.store.parameters()
+        return self.weights.parameters()
 
     @property
     def checks_overflow(self) -> bool:
@@ -117,22 +112,6 @@ class Engine:
         On an accelerator that is a host synchronisation, made only where a GradScaler will skip the step.
         """
         return self.loss_scale is not None or next(self.model.parameters()).device.type == "cpu"
-
-    @property
-    def averages_itself(self) -> bool:
-        """Whether gradients are averaged over ranks after the last pass instead of by its backward."""
-        if self.data_parallel is None:
-            return False
-        return self.scope == "micro_batch" or (self.scope == "device" and self.method.adds_after_step)
-
-    @property
-    def reduces_last_replay(self) -> bool:
-        """Whether the ascent is rank-local and the last replay's backward reduces the gradient over ranks."""
-        return self.data_parallel is not None and self.scope == "device" and not self.averages_itself
-
-    def pass_context(self, reduce: bool) -> AbstractContextManager:
-        """The context for one micro-batch's forward and backward: gradients are reduced over ranks, or not."""
-        return contextlib.nullcontext() if reduce else self.no_sync()
 
     def begin(self) -> None:
         """Start an optimizer step. What an interrupted one left behind is put back and dropped."""
@@ -149,15 +128,15 @@ class Engine:
             The closure's loss, detached.
         """
         if self.method.is_plain:
-            with self.pass_context(reduce=last):
+            with self.scope.pass_context(reduce=last):
                 return closure().detach()
         with self._aborting_on_error():
-            alone = self.scope == "micro_batch"
+            alone = self.scope.is_each_micro_batch
             earlier = self._set_gradients_aside() if alone else []
             if alone or self.buffers is None:
                 self.buffers = BufferState(self.model)
             random_state = RandomState(accelerators_of(self.model.parameters()))
-            with self.pass_context(reduce=last and self.scope == "global"):
+            with self.scope.pass_context(reduce=last and self.scope.reduces_ascent):
                 loss = closure()
             if not isinstance(loss, Tensor):
                 raise TypeError(f"the closure returned {type(loss).__name__}: it must return the loss, a tensor")
@@ -175,13 +154,13 @@ class Engine:
         with self._aborting_on_error():
             if not self.method.is_plain:
                 self._finish_passes()
-            self.store.finish()
+            self.weights.finish()
 
     def _finish_passes(self) -> None:
-        if self.scope != "micro_batch":
+        if not self.scope.is_each_micro_batch:
             self._run_method(torch.stack(self.losses).sum())
-        if self.averages_itself:
-            self._average_over_ranks()
+        if self.scope.averages_itself:
+            self.terms = self.scope.average(self.parameters(), self.terms)
         if self.method.adds_after_step:
             self._prepare_after_step()
         self.metrics = self._merged_metrics()
@@ -190,14 +169,14 @@ class Engine:
 
     def noise(self, use: int) -> Noise:
         """Random bits for one use within this run of the method; another run, step or shard gets others."""
-        return Noise(torch.initial_seed(), self.store.shard_index(), self.steps_made, len(self.measured), use)
+        return Noise(torch.initial_seed(), self.weights.shard_index(), self.steps_made, len(self.measured), use)
 
     def abort(self) -> None:
         """Put the weights back if they are moved, and drop everything that belongs to an unfinished step."""
         passes = self.passes
         if passes is not None:
             passes.restore()
-        self.store.abandon()
+        self.weights.abandon()
         self.after_step = None
         self._forget_step()
 
@@ -221,7 +200,7 @@ class Engine:
             return
         # `.data` hides the change from autograd, whose graph of an interrupted pass needs the weights only as they
         # were when it goes on, and they are.
-        self.store.check_can_save()
+        self.weights.check_can_save()
         live = [tensor.data for tensor in passes.live + passes.copies]
         moved = vectors.clone(live)
         vectors.copy_(live, passes.saved + passes.saved_copies)
@@ -239,7 +218,18 @@ class Engine:
             raise
 
     def _run_method(self, loss: Tensor) -> None:
-        self.passes = passes = Passes(self, self.micro_batches, self.buffers, loss)
+        self.passes = passes = Passes(
+            self.method,
+            self.model,
+            self.weights,
+            self.scope,
+            self.micro_batches,
+            self.buffers,
+            loss,
+            noise=self.noise,
+            loss_scale=self.loss_scale,
+            checks_overflow=self.checks_overflow,
+        )
         passes.run()
         if passes.term is not None:
             vector, self.term_weight = passes.term
@@ -264,29 +254,14 @@ class Engine:
             if parameter.grad is None:
                 parameter.grad = gradient
 
-    def _average_over_ranks(self) -> None:
-        """Average the gradient, and the term for after the step, over the ranks of a DDP model."""
-        group = self.data_parallel.process_group
-        params = self.parameters()
-        used = torch.tensor([p.grad is not None for p in params], dtype=torch.int32, device=params[0].device)
-        torch.distributed.all_reduce(used, op=torch.distributed.ReduceOp.MAX, group=group)
-        params = [p for p, by_any in zip(params, used.tolist(), strict=True) if by_any]
-        for parameter in params:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        vectors.average_over_ranks_([p.grad for p in params], group)
-        if self.method.adds_after_step:
-            self.terms = {p: self.terms.get(p, torch.zeros_like(p)) for p in params}
-            vectors.average_over_ranks_(list(self.terms.values()), group)
-
     def _prepare_after_step(self) -> None:
         """Have the method's term added once the base optimizer has stepped."""
         if not self.terms:
             return
-        if self.scope != "global":
+        if not self.scope.reduces_ascent:
             # The weights as one rank's last replay saved them may lack parameters that other ranks used.
             self.before = dict(zip(self.terms, vectors.clone(vectors.local(list(self.terms))), strict=True))
-        self.after_step = AfterStep(self.terms, self.term_weight, self.before, self.store)
+        self.after_step = AfterStep(self.terms, self.term_weight, self.before, self.weights)
         self.before = {}
 
     def _merged_metrics(self) -> dict[str, Tensor | float]:

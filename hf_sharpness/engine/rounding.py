@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .vectors import Vector, add_
+from ..vectors import Vector, add_
 
 
 class Noise:

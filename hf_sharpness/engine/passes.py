@@ -3,62 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from . import rounding, vectors
-from .snapshots import BufferState, RandomState, accelerators_of
-from .support import mean_over_ranks
-from .vectors import Vector
-
-if TYPE_CHECKING:
-    from .engine import Engine
+from .. import vectors
+from ..methods import Method
+from ..vectors import Vector
+from . import rounding
+from .parallel import mean_over_ranks
+from .scopes import Scope
+from .skip_backward import SkipBackward
+from .state import BufferState, RandomState, accelerators_of
+from .weights import Weights
 
 Closure = Callable[[], Tensor]
 """Forward and backward of one micro-batch: adds to p.grad, returns the micro-batch's share of the batch's mean loss."""
+
+
+class MicroBatch(NamedTuple):
+    """A micro-batch whose first pass has been made: its closure, and the random state from which that pass began."""
+
+    closure: Closure
+    random_state: RandomState
 
 
 class NonFiniteAscent(Exception):
     """The gradient to climb is not finite: the weights stay where they are and the gradient is left in p.grad."""
 
 
-class SkipBackward(TorchFunctionMode):
-    """Turns ``loss.backward()`` into nothing, so that a forward-and-backward closure serves as a forward probe.
-
-    Attributes:
-        over: whether the probe has ended. An interrupt that comes while the mode is being left leaves it on torch's
-            stack, where it must do nothing from then on.
-    """
-
-    over = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.Tensor.backward, torch.autograd.backward) and not self.over:
-            return None
-        return func(*args, **(kwargs or {}))
-
-
 class Passes:
     """Runs a method on a list of micro-batches whose first pass has been made. Implements ``methods.base.Step``.
 
     Args:
-        engine: the engine, for the method, the model and how gradients are reduced.
-        micro_batches: closure and random state (at the start of its first pass) of every micro-batch.
+        method: the method.
+        model: the model that the closures call.
+        weights: where weights and gradients are.
+        scope: how gradients are reduced over ranks.
+        micro_batches: those whose first pass has been made.
         buffers: the model's buffers at the start of the first pass.
         loss: the loss of the first pass.
+        noise: makes the random bits for a use within these passes, given its number.
+        loss_scale: returns the factor by which the closures scale their loss, or None.
+        checks_overflow: whether every ascent looks first if its gradient is finite.
     """
 
     def __init__(
-        self, engine: Engine, micro_batches: list[tuple[Closure, RandomState]], buffers: BufferState, loss: Tensor
+        self,
+        method: Method,
+        model: nn.Module,
+        weights: Weights,
+        scope: Scope,
+        micro_batches: list[MicroBatch],
+        buffers: BufferState,
+        loss: Tensor,
+        *,
+        noise: Callable[[int], rounding.Noise],
+        loss_scale: Callable[[], Tensor] | None,
+        checks_overflow: bool,
     ) -> None:
-        self.engine = engine
+        self.method = method
+        self.weights = weights
+        self.scope = scope
+        self.noise = noise
+        self.loss_scale = loss_scale
+        self.checks_overflow = checks_overflow
         self.micro_batches = micro_batches
         self.buffers_before = buffers
-        self.buffers_after = BufferState(engine.model)
-        self.random_after = RandomState(accelerators_of(engine.model.parameters()))
+        self.buffers_after = BufferState(model)
+        self.random_after = RandomState(accelerators_of(model.parameters()))
         self.metrics: dict[str, Tensor | float] = {"loss": loss}
         self.params: list[nn.Parameter] = []
         self.owners: Sequence[Any] = []
@@ -72,20 +86,20 @@ class Passes:
         self.replays_made = 0
         self.skip_backward: SkipBackward | None = None
         self.displaced = False
-        optimized = {id(p) for p in engine.parameters()}
-        self.bystanders = [(p, p.grad) for p in engine.model.parameters() if id(p) not in optimized and p.requires_grad]
-        engine.store.after_pass()
+        optimized = {id(p) for p in weights.parameters()}
+        self.bystanders = [(p, p.grad) for p in model.parameters() if id(p) not in optimized and p.requires_grad]
+        weights.after_pass()
         self._activate()
 
     def run(self) -> None:
         """Run the method; afterwards p.grad holds its gradient, and weights, buffers and random state are as before."""
         try:
             try:
-                self.engine.method.run(self)
+                self.method.run(self)
             except NonFiniteAscent:
-                if self.engine.reduces_last_replay:
+                if self.scope.reduces_last_replay:
                     # The other ranks reduce with their last replay: take part, and pass the non-finite values on.
-                    self.replays_made = self.engine.method.replays - 1
+                    self.replays_made = self.method.replays - 1
                     self.replay(accumulate=True)
             self._measure_displacement()
         finally:
@@ -101,7 +115,7 @@ class Passes:
         if self.saved:
             vectors.copy_(self.live + self.copies, self.saved + self.saved_copies)
             torch.clear_autocast_cache()
-            self.engine.store.weights_put_back()
+            self.weights.weights_put_back()
         self.buffers_after.restore()
         self.random_after.restore()
         for parameter, gradient in self.bystanders:
@@ -130,22 +144,21 @@ class Passes:
     def _move(self, start: Vector, step: Vector) -> None:
         """The live weights <- start + step, one of which they hold."""
         self.climbs += 1
-        rounding.move_(self.live, start, step, self.coarse, self.engine.noise(self.climbs))
+        rounding.move_(self.live, start, step, self.coarse, self.noise(self.climbs))
 
     def _ascent_norm(self, gradient: Vector) -> Tensor:
         gradient_norm = self.norm(gradient)
-        engine = self.engine
-        if engine.checks_overflow and not gradient_norm.isfinite():
+        if self.checks_overflow and not gradient_norm.isfinite():
             self.put_gradient(gradient)
             raise NonFiniteAscent
         if "ascent_grad_norm" not in self.metrics:
-            scale = engine.loss_scale() if engine.loss_scale is not None else 1.0
+            scale = self.loss_scale() if self.loss_scale is not None else 1.0
             self.metrics["ascent_grad_norm"] = gradient_norm / scale
         return gradient_norm
 
     def _save(self) -> None:
         if not self.saved:
-            copies = self.engine.store.copies()
+            copies = self.weights.copies()
             self.saved_copies = vectors.clone(copies)
             self.copies = copies
             self.saved = vectors.clone(self.live)
@@ -153,12 +166,12 @@ class Passes:
     def _weights_changed(self) -> None:
         """Drop every copy of the old weights: autocast's casts, and what FSDP2 gathered and did not free."""
         torch.clear_autocast_cache()
-        self.engine.store.weights_changed()
+        self.weights.weights_changed()
 
     def _activate(self) -> None:
         """Take up parameters that have a gradient for the first time."""
         known = {id(p) for p in self.params}
-        new = [p for p in self.engine.parameters() if p.grad is not None and id(p) not in known]
+        new = [p for p in self.weights.parameters() if p.grad is not None and id(p) not in known]
         for parameter in new:
             if parameter.grad.layout != torch.strided:
                 raise ValueError(
@@ -168,26 +181,26 @@ class Passes:
         live = vectors.local(new)
         saved = vectors.clone(live) if self.saved else []
         self.params = self.params + new
-        self.owners = self.engine.store.owners(self.params)
-        self.coarse = self.engine.store.seen_in_bfloat16(self.params)
+        self.owners = self.weights.owners(self.params)
+        self.coarse = self.weights.seen_in_bfloat16(self.params)
         self.live, self.saved = self.live + live, self.saved + saved
 
     # Passes over the batch.
 
     def replay(self, accumulate: bool = False) -> None:
         if not accumulate:
-            for parameter in self.engine.parameters():
+            for parameter in self.weights.parameters():
                 parameter.grad = None
         for parameter, _ in self.bystanders:
             parameter.grad = None
         waiting = vectors.local([p.grad for p in self.params]) if accumulate else []
-        self.engine.store.before_replay()
+        self.weights.before_replay()
         self.replays_made += 1
-        final = self.replays_made == self.engine.method.replays
-        reduce = self.engine.scope == "global" or (final and self.engine.reduces_last_replay)
+        final = self.replays_made == self.method.replays
+        reduce = self.scope.reduces_ascent or (final and self.scope.reduces_last_replay)
         self.metrics["perturbed_loss"] = self._pass(reduce)
-        self.engine.store.after_pass()
-        if waiting and not self.engine.gradients_are_views:
+        self.weights.after_pass()
+        if waiting and not self.scope.gradients_are_views:
             self._check_accumulated(waiting)
         self._activate()
 
@@ -203,7 +216,7 @@ class Passes:
     def probe(self, terms: list[tuple[float, Vector]]) -> Tensor:
         self._measure_displacement()
         vectors.copy_(self.live, self.saved)
-        noise = self.engine.noise(0)  # the same for all probes, which are compared
+        noise = self.noise(0)  # the same for all probes, which are compared
         for factor, vector in terms:
             rounding.move_(self.live, self.live, vector, self.coarse, noise, factor)
         self._weights_changed()
@@ -227,12 +240,12 @@ class Passes:
         for index, (closure, random_state) in enumerate(self.micro_batches):
             random_state.restore()
             last = index == len(self.micro_batches) - 1
-            with self.engine.pass_context(reduce and last):
+            with self.scope.pass_context(reduce and last):
                 losses.append(closure().detach())
         return torch.stack(losses).sum()
 
     def mean_over_ranks(self, values: Tensor) -> Tensor:
-        return mean_over_ranks(values, self.engine.rank_groups)
+        return mean_over_ranks(values, self.weights.rank_groups())
 
     # Gradients.
 
@@ -247,7 +260,7 @@ class Passes:
 
     def take_gradient(self) -> Vector:
         gradient = self.gradient()
-        if self.engine.gradients_are_views:
+        if self.scope.gradients_are_views:
             gradient = vectors.clone(gradient)
         for parameter in self.params:
             parameter.grad = None

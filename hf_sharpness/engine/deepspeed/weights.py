@@ -14,24 +14,20 @@ collective for each, the model does not follow what they set, and ZeRO-1 and 2 h
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .stores import Store
-from .vectors import Part, Vector
+from ...vectors import Part, Vector
+from ..weights import Weights
+from .config import REMEDY, check_config
 
 OLDEST = (0, 19)
 """Older versions have not been tried."""
-
-REMEDY = "shard the model with FSDP2 instead (fsdp_version: 2 in the accelerate config)"
 
 
 USED_BEFORE = (
@@ -40,7 +36,7 @@ USED_BEFORE = (
 )
 
 
-class ZeroStore(Store):
+class ZeroWeights(Weights):
     """The parts of the fp32 weights that a DeepSpeed engine's optimizer steps on this rank.
 
     Args:
@@ -139,7 +135,7 @@ class ZeroStore(Store):
         raise NotImplementedError
 
 
-class Zero12Store(ZeroStore):
+class Zero12Weights(ZeroWeights):
     """ZeRO-1 and 2: every rank holds the model's weights whole, as one flat tensor for each parameter group."""
 
     @property
@@ -162,7 +158,7 @@ class Zero12Store(ZeroStore):
             self.zero.all_grad_tensors[index] = None  # what earlier micro-batches have accumulated
 
 
-class Zero3Store(ZeroStore):
+class Zero3Weights(ZeroWeights):
     """ZeRO-3: every rank holds shards of the model's weights, views of one flat tensor for each sub-group."""
 
     def __init__(self, engine: Any) -> None:
@@ -219,46 +215,8 @@ class Zero3Store(ZeroStore):
                 start += size
 
 
-class DeferredStep:
-    """Stands in the place of Accelerate's wrapper of the engine, which steps inside the last backward.
-
-    Args:
-        wrapper: Accelerate's ``DeepSpeedEngineWrapper``.
-        at_boundary: says whether a backward is the last of an optimizer step.
-    """
-
-    def __init__(self, wrapper: Any, at_boundary: Callable[[], bool]) -> None:
-        self.wrapper = wrapper
-        self.at_boundary = at_boundary
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.wrapper, name)
-
-    def backward(self, loss: Tensor, sync_gradients: bool = True, **kwargs: Any) -> None:
-        """Accelerate's, without the step."""
-        if not torch.is_grad_enabled():
-            return  # a forward probe
-        engine = self.wrapper.engine
-        engine.set_gradient_accumulation_boundary(is_boundary=self.at_boundary())
-        engine.backward(loss, **kwargs)
-
-
-def is_engine(model: Any) -> bool:
-    """Whether a model is a ``DeepSpeedEngine`` (without importing DeepSpeed)."""
-    return any(kind.__name__ == "DeepSpeedEngine" for kind in type(model).__mro__)
-
-
-def read_config(config: Any) -> dict[str, Any] | None:
-    """What ``TrainingArguments.deepspeed`` says if that is a dict or a file, else None: ``store_of`` checks again."""
-    if isinstance(config, dict):
-        return config
-    if isinstance(config, (str, os.PathLike)) and os.path.isfile(config):
-        return json.loads(Path(config).read_text())
-    return None
-
-
-def store_of(engine: Any) -> ZeroStore:
-    """The store for a ``DeepSpeedEngine``.
+def weights_of(engine: Any) -> ZeroWeights:
+    """The weights of a ``DeepSpeedEngine``.
 
     Raises:
         ValueError: the update would not be exact, or the engine cannot train; the message says what to do instead.
@@ -295,63 +253,8 @@ def _check_version() -> None:
         )
 
 
-def _kinds() -> dict[type, type[ZeroStore]]:
+def _kinds() -> dict[type, type[ZeroWeights]]:
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
-    return {DeepSpeedZeroOptimizer: Zero12Store, DeepSpeedZeroOptimizer_Stage3: Zero3Store}
-
-
-def check_config(config: dict[str, Any]) -> None:
-    """Raise a ValueError for a DeepSpeed config under which the update would not be exact; names the remedy."""
-    zero = config.get("zero_optimization")
-    zero = zero if isinstance(zero, dict) else {}
-    stage = zero.get("stage", 0)
-    if stage not in (1, 2, 3):
-        raise ValueError(
-            f"zero_optimization.stage={stage!r} of the DeepSpeed config is not supported with sharpness-aware steps: "
-            "use stage 1, 2 or 3; or, without DeepSpeed, DistributedDataParallel or FSDP2"
-        )
-    for name, because in REFUSED.items():
-        value: Any = config
-        for key in name.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        number = isinstance(value, int) and not isinstance(value, bool)
-        if value > 1 if number else value not in (None, False, "none", "auto"):
-            raise ValueError(
-                f"{name}={value!r} of the DeepSpeed config is not supported with sharpness-aware steps, as {because}: "
-                f"remove it, or {REMEDY}"
-            )
-    accumulated = (config.get("data_types") or {}).get("grad_accum_dtype")
-    half = (config.get("bf16") or {}).get("enabled")
-    if stage == 1 and half and accumulated in ("fp32", "float32"):
-        raise ValueError(
-            "data_types.grad_accum_dtype='fp32' of the DeepSpeed config is not supported with sharpness-aware steps in "
-            "ZeRO-1 with bf16, for which DeepSpeed has an optimizer that holds all gradients whole: use stage 2, or "
-            f"{REMEDY}"
-        )
-
-
-_OFFLOADED = "DeepSpeed then moves weights and gradients to another memory within a pass"
-_ROUNDED = "DeepSpeed then rounds weights or gradients on their way between ranks"
-_SECOND_COPY = "DeepSpeed then holds weights a second time, where a perturbation does not arrive"
-_LOW_MASTERS = "the master weights then are too coarse for a perturbation"
-_GROUPS = "different weights are then averaged over different ranks"
-
-REFUSED = {
-    "zero_optimization.offload_optimizer.device": _OFFLOADED,
-    "zero_optimization.offload_param.device": _OFFLOADED,
-    "zero_optimization.zenflow": _OFFLOADED,
-    "zero_optimization.zero_quantized_weights": _ROUNDED,
-    "zero_optimization.zero_quantized_nontrainable_weights": _ROUNDED,
-    "zero_optimization.zero_quantized_gradients": _ROUNDED,
-    "zero_optimization.zero_hpz_partition_size": _SECOND_COPY,
-    "zero_optimization.mics_shard_size": _SECOND_COPY,
-    "bf16.bf16_master_weights_and_grads": _LOW_MASTERS,
-    "fp16.fp16_master_weights_and_grads": _LOW_MASTERS,
-    "tensor_parallel.autotp_size": _GROUPS,
-    "sequence_parallel_size": _GROUPS,
-    "expert_parallel.enabled": _GROUPS,
-    "compile.deepcompile": "the compiled graph then holds its own copies of the weights",
-}
-"""Entries of a DeepSpeed config that no sharpness-aware step is exact with, and why."""
+    return {DeepSpeedZeroOptimizer: Zero12Weights, DeepSpeedZeroOptimizer_Stage3: Zero3Weights}

@@ -1,0 +1,1 @@
+"""Sharpness-aware steps under DeepSpeed's ZeRO 1, 2 and 3."""

@@ -1,0 +1,95 @@
+"""Whose gradient makes the perturbation, and which passes are therefore reduced over ranks (m-sharpness)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from .. import vectors
+from .parallel import data_parallel_module
+
+SCOPES = {
+    "global": "the gradient of the whole effective batch, averaged over ranks",
+    "device": "each rank's own accumulated gradient (m-sharpness, SAM's own setting on several devices)",
+    "micro_batch": "every micro-batch alone, on every rank",
+}
+"""Whose gradient makes the perturbation."""
+
+
+class Scope:
+    """A scope on one model: says of every pass whether its backward reduces gradients over ranks.
+
+    Args:
+        name: a key of ``SCOPES``.
+        model: the model that the closures call.
+        no_sync: makes a context in which a backward pass does not reduce gradients.
+        adds_after_step: whether the method has a term for after the optimizer's step, reduced as gradients are.
+    """
+
+    def __init__(
+        self, name: str, model: nn.Module, no_sync: Callable[[], AbstractContextManager[None]], adds_after_step: bool
+    ) -> None:
+        self.name = name
+        self.no_sync = no_sync
+        self.adds_after_step = adds_after_step
+        self.data_parallel = data_parallel_module(model)
+
+    @property
+    def is_each_micro_batch(self) -> bool:
+        """Whether the method runs on every micro-batch alone."""
+        return self.name == "micro_batch"
+
+    @property
+    def reduces_ascent(self) -> bool:
+        """Whether the gradients that make the perturbation are reduced over ranks."""
+        return self.name == "global"
+
+    @property
+    def gradients_are_views(self) -> bool:
+        """Whether DDP holds the gradients in buckets of its own, so that ``p.grad`` must not be taken away."""
+        return getattr(self.data_parallel, "gradient_as_bucket_view", False)
+
+    @property
+    def averages_itself(self) -> bool:
+        """Whether gradients are averaged over ranks after the last pass instead of by its backward."""
+        if self.data_parallel is None:
+            return False
+        return self.is_each_micro_batch or (self.name == "device" and self.adds_after_step)
+
+    @property
+    def reduces_last_replay(self) -> bool:
+        """Whether the ascent is rank-local and the last replay's backward reduces the gradient over ranks."""
+        return self.data_parallel is not None and self.name == "device" and not self.averages_itself
+
+    def pass_context(self, reduce: bool) -> AbstractContextManager[None]:
+        """The context for one micro-batch's forward and backward: gradients are reduced over ranks, or not."""
+        return contextlib.nullcontext() if reduce else self.no_sync()
+
+    def average(self, params: list[nn.Parameter], terms: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
+        """Average p.grad, and the terms for after the step, over the ranks of the DDP model.
+
+        Args:
+            params: all trainable parameters; those that no rank used are left alone.
+            terms: by parameter, this rank's.
+
+        Returns:
+            The terms of all parameters that any rank used.
+        """
+        assert self.data_parallel is not None
+        group = self.data_parallel.process_group
+        used = torch.tensor([p.grad is not None for p in params], dtype=torch.int32, device=params[0].device)
+        torch.distributed.all_reduce(used, op=torch.distributed.ReduceOp.MAX, group=group)
+        params = [p for p, by_any in zip(params, used.tolist(), strict=True) if by_any]
+        for parameter in params:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        vectors.average_over_ranks_([p.grad for p in params], group)
+        if not self.adds_after_step:
+            return terms
+        terms = {p: terms.get(p, torch.zeros_like(p)) for p in params}
+        vectors.average_over_ranks_(list(terms.values()), group)
+        return terms

@@ -1,0 +1,1 @@
+"""What the Trainer needs around the engine: replayed micro-batches, a callback, averages for logs, model cards."""
