@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Sequence
 
 from hf_sharpness import __version__
+from hf_sharpness.tasks.bundled import ABOUT_RECIPES
 from hf_sharpness.tasks.errors import RecipeError
-from hf_sharpness.tasks.recipe import ABOUT_RECIPES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,12 +84,13 @@ def _train(arguments: list[str]) -> int:
 
 
 def _list_recipes() -> int:
-    from hf_sharpness.tasks.recipe import bundled_recipes, load_recipe
+    from hf_sharpness.tasks.bundled import bundled_recipes
+    from hf_sharpness.tasks.yaml12 import parse_yaml
 
     recipes = bundled_recipes()
     width = max((len(name) for name in recipes), default=0)
     for name, path in recipes.items():
-        print(f"{name:<{width}}  {load_recipe(path).description}")
+        print(f"{name:<{width}}  {parse_yaml(path.read_text(encoding='utf-8'))['description']}")
     return 0
 
 

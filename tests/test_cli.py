@@ -9,10 +9,11 @@ import pytest
 
 import hf_sharpness
 from hf_sharpness import cli
-from hf_sharpness.tasks import recipe as recipes
 from hf_sharpness.tasks import run
+from hf_sharpness.tasks.bundled import bundled_recipes
 from hf_sharpness.tasks.errors import RecipeError
 from hf_sharpness.tasks.flags import parse_training_flags, split_dotted
+from hf_sharpness.tasks.recipe import load_recipe
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_flags_win_over_the_recipe(captured):
         ["train", "digits-vit", "--sam_rho", "0.2", "--data.train_samples", "9", "--model.config.hidden_size", "32"]
     )
     (recipe,) = captured
-    stored = recipes.load_recipe(recipes.bundled_recipes()["digits-vit"])
+    stored = load_recipe(bundled_recipes()["digits-vit"])
     assert status == 0
     assert recipe.training == {**stored.training, "sam_rho": 0.2}
     assert recipe.data.train_samples == 9
@@ -131,7 +132,7 @@ def test_help_lists_the_training_arguments(capsys):
 def test_recipes_are_listed(command, capsys):
     assert cli.main([command]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(recipes.bundled_recipes())
+    assert [line.split()[0] for line in lines] == list(bundled_recipes())
     assert all(len(line.split()) > 3 for line in lines)
 
 

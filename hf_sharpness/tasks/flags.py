@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .bundled import ABOUT_RECIPES, find_recipe
 from .errors import RecipeError, nearest
-from .recipe import ABOUT_RECIPES, Recipe, find_recipe, load_recipe
+from .recipe import Recipe, load_recipe
 from .shared import load_shared_recipe
 
 

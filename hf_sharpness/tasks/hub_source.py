@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .errors import RecipeError, first_line, nearest
-from .recipe import DataSection
+from .sections import DataSection
 from .sources import SOURCES, Data, Examples
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import RecipeError, first_line, nearest
 from .locate import model_folder
-from .recipe import ModelSection
+from .sections import ModelSection
 from .sources import Data
 
 

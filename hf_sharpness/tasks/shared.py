@@ -16,10 +16,10 @@ import yaml
 from ..arguments import SHARED
 from ..sharing.fetch import MAX_BYTES, fetch, read
 from ..sharing.values import short
+from .bundled import RECIPE_NAME
 from .errors import RecipeError
 from .recipe import Recipe, load_recipe
 
-RECIPE_NAME = "recipe.yaml"
 MAX_DEPTH = 16
 
 TRAINING_KEYS = {

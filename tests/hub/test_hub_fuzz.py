@@ -14,7 +14,6 @@ from hf_sharpness import SharpnessArguments, TrainingArguments
 from hf_sharpness.arguments import SHARED
 from hf_sharpness.sharing.config import parse_config
 from hf_sharpness.tasks.errors import RecipeError
-from hf_sharpness.tasks.recipe import parse_yaml
 from hf_sharpness.tasks.shared import (
     TRAINING_KEYS,
     check_plain_yaml,
@@ -22,6 +21,7 @@ from hf_sharpness.tasks.shared import (
     private_training_keys,
     shareable_training,
 )
+from hf_sharpness.tasks.yaml12 import parse_yaml
 
 FEW = settings(max_examples=200, deadline=5000, derandomize=True, database=None)
 MANY = settings(max_examples=5000, deadline=5000, database=None, suppress_health_check=[HealthCheck.too_slow])

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from hf_sharpness import Seq2SeqTrainingArguments, TrainingArguments
+from hf_sharpness.tasks.bundled import bundled_recipes
 from hf_sharpness.tasks.errors import RecipeError
-from hf_sharpness.tasks.recipe import bundled_recipes, load_recipe
+from hf_sharpness.tasks.recipe import load_recipe
 from hf_sharpness.tasks.shared import (
     TRAINING_KEYS,
     check_plain_yaml,

@@ -6,17 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from hf_sharpness.tasks.bundled import bundled_recipes, find_recipe
 from hf_sharpness.tasks.errors import RecipeError
-from hf_sharpness.tasks.recipe import (
-    bundled_recipes,
-    check_training,
-    check_values,
-    find_recipe,
-    load_recipe,
-    override,
-    parse_yaml,
-    second_test,
-)
+from hf_sharpness.tasks.recipe import check_training, check_values, load_recipe, override, second_test
+from hf_sharpness.tasks.yaml12 import parse_yaml
 
 MINIMAL = "task: image-classification\ndata: {source: digits}\n"
 
@@ -198,10 +191,12 @@ def test_a_wrong_override_is_one_clear_error(write, name, text, words):
         assert word in str(caught.value)
 
 
-def test_values_are_checked_again_after_an_override(write):
+def test_values_are_checked_whoever_sets_them(write):
     recipe = load_recipe(write(MINIMAL))
-    override(recipe, "data.train_samples", "-1")
-    with pytest.raises(RecipeError, match=r"data\.train_samples: -1"):
+    with pytest.raises(RecipeError, match=r"^--data\.train_samples: -1 is not valid: must be greater"):
+        override(recipe, "data.train_samples", "-1")
+    recipe.data.train_samples = -1
+    with pytest.raises(RecipeError, match=r"mine\.yaml: data\.train_samples: -1"):
         check_values(recipe)
 
 
@@ -254,7 +249,7 @@ def test_a_second_data_set_differs_in_its_entries(write):
 
 @pytest.mark.parametrize(
     ("second", "words"),
-    [("{sauce: x}", ["data.second_test", "'sauce'"]), ("{label_noise: 2}", ["data.label_noise", "2"])],
+    [("{sauce: x}", ["data.second_test", "'sauce'"]), ("{label_noise: 2}", ["data.second_test.label_noise", "2"])],
 )
 def test_a_mistake_in_the_second_data_set(write, second, words):
     with pytest.raises(RecipeError) as raised:

@@ -21,8 +21,9 @@ from transformers import (
 
 from hf_sharpness.tasks.errors import RecipeError
 from hf_sharpness.tasks.models import build_config, load_image_processor
-from hf_sharpness.tasks.recipe import DataSection, ModelSection, Recipe, load_recipe
+from hf_sharpness.tasks.recipe import Recipe, load_recipe
 from hf_sharpness.tasks.run import run_recipe
+from hf_sharpness.tasks.sections import DataSection, ModelSection
 from hf_sharpness.tasks.splits import load_data
 
 TINY_VIT = {

@@ -14,7 +14,7 @@ from hf_sharpness.tasks import sources
 from hf_sharpness.tasks.errors import RecipeError
 from hf_sharpness.tasks.hub_source import read_with_datasets
 from hf_sharpness.tasks.locate import model_folder, packaged_file
-from hf_sharpness.tasks.recipe import DataSection
+from hf_sharpness.tasks.sections import DataSection
 from hf_sharpness.tasks.sources import SOURCES, read_builtin
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hf_sharpness.tasks.errors import RecipeError
-from hf_sharpness.tasks.recipe import DataSection, ModelSection, Recipe
+from hf_sharpness.tasks.recipe import Recipe
+from hf_sharpness.tasks.sections import DataSection, ModelSection
 from hf_sharpness.tasks.splits import add_label_noise, load_data
 
 pytest.importorskip("sklearn")
