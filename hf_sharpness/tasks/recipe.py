@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ..arguments import HYPERPARAMETERS
+from ..arguments import SharpnessArguments
 from ..sharing.values import short
 from .bundled import RECIPE_NAME
 from .errors import RecipeError, first_line
@@ -166,9 +166,7 @@ def check_training(training: dict[str, Any], arguments_class: type, origin: str)
     Raises:
         RecipeError: Unknown key, or a value of the wrong type.
     """
-    hints = get_type_hints(arguments_class)
-    # argparse, which the class is made for, knows one type only; the methods say more.
-    hints |= {argument: get_type_hints(cls)[name] for argument, (cls, name) in HYPERPARAMETERS.items()}
+    hints = get_type_hints(arguments_class) | SharpnessArguments.shared_types()
     names = [item.name for item in dataclasses.fields(arguments_class) if item.init]
     for key, value in training.items():
         if key not in names:
