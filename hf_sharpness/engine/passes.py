@@ -34,7 +34,7 @@ class NonFiniteAscent(Exception):
 
 
 class Passes:
-    """Runs a method on a list of micro-batches whose first pass has been made. Implements ``methods.base.Step``.
+    """Runs a method on a list of micro-batches whose first pass has been made. Implements ``methods.step.Step``.
 
     Args:
         method: the method.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from .base import Method, Step, hyperparameter, is_count, is_number
+from .base import Method, hyperparameter, is_count, is_number
+from .step import Step
 
 
 @dataclasses.dataclass

@@ -6,8 +6,9 @@ import dataclasses
 from typing import ClassVar
 
 from ..vectors import add_, scale_
-from .base import Step, hyperparameter, is_number
+from .base import hyperparameter, is_number
 from .sam import SAM
+from .step import Step
 
 MODES = ("auto", "coupled", "decoupled")
 DEFAULT_GAMMA = {"decoupled": 0.9, "coupled": 0.6}

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..vectors import Vector, add_, reciprocal, scale_, slerp_weights
-from .base import Step, hyperparameter, is_count, is_number
+from .base import hyperparameter, is_count, is_number
 from .sam import SAM
+from .step import Step
 
 
 @dataclasses.dataclass
