@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import os
+import platform
 import sys
-import warnings
 from collections.abc import Sequence
 
 from hf_sharpness import __version__
 from hf_sharpness.tasks.bundled import ABOUT_RECIPES
 from hf_sharpness.tasks.errors import RecipeError
+from hf_sharpness.tasks.extra import require_recipes_extra
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,8 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="hf-sharpness",
         description="Sharpness-aware fine-tuning (SAM, WSAM, XSAM) with the Hugging Face Trainer.",
         epilog=ABOUT_RECIPES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"hf-sharpness {__version__}")
+    parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     train = commands.add_parser(
         "train", help="fine-tune as a recipe says: train RECIPE [--flag value ...]", add_help=False
@@ -42,45 +46,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_script(arguments[1:])
     try:
         if arguments[:1] == ["train"]:  # its flags are TrainingArguments' own, too slow to load for --version
-            return _train(arguments[1:])
+            require_recipes_extra("train")
+            from hf_sharpness.tasks.command import main as train_recipe
+
+            return train_recipe(arguments[1:])
         parser.parse_args(arguments)
         return _list_recipes()
     except RecipeError as error:
-        print(f"hf-sharpness: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"hf-sharpness: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # as in `hf-sharpness train --help-all | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush at exit
+        return 1
 
 
-def _train(arguments: list[str]) -> int:
-    from hf_sharpness.arguments import SHARED
-    from hf_sharpness.tasks.flags import load_named, parse_training_flags, split_dotted, training_parser
-    from hf_sharpness.tasks.recipe import check_values, override
-
-    if not arguments or arguments[0] in ("-h", "--help"):
-        if arguments:
-            training_parser().print_help()
-            return 0
-        raise RecipeError("train: RECIPE is missing; `hf-sharpness recipes` lists the bundled ones")
-    if arguments[0].startswith("-"):
-        raise RecipeError(
-            f"train: the recipe comes first, before '{arguments[0]}': hf-sharpness train RECIPE [--flag value]"
-        )
-    recipe = load_named(arguments[0])
-    dotted, flags = split_dotted(arguments[1:])
-    for name, value in dotted:
-        override(recipe, name, value)
-    check_values(recipe)
-    given = parse_training_flags(flags)
-    if "sharpness_config" in given:  # it stands in for what the recipe says of the method
-        for name in SHARED:
-            recipe.training.pop(name, None)
-    recipe.training.update(given)
-
-    from hf_sharpness.tasks.run import run_recipe
-
-    # Trainer pins memory by default; on a machine without an accelerator torch would say at every epoch that it cannot.
-    warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true")
-    run_recipe(recipe)
-    return 0
+def _versions() -> str:
+    others = []
+    for package in ("torch", "transformers", "accelerate"):
+        try:
+            others.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            others.append(f"no {package}")
+    return f"hf-sharpness {__version__} ({', '.join(others)}, Python {platform.python_version()})"
 
 
 def _list_recipes() -> int:

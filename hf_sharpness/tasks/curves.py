@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .errors import RecipeError
-
 _BLUE, _ORANGE, _GREEN, _PURPLE, _GREY = "#2563a8", "#d9730d", "#2e8b57", "#7b4ba3", "#6b7280"
 
 
@@ -21,16 +19,10 @@ def plot_curves(log_history: list[dict[str, Any]], path: str | Path, title: str)
 
     One panel for the losses; one for the sharpness where the run logged it; one for the evaluation accuracy and
     macro-F1 where it was evaluated. XSAM's alpha* and decoupled WSAM's step ratio get a panel of their own.
-
-    Raises:
-        RecipeError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        raise RecipeError(f"{path} was not drawn: matplotlib is missing; `pip install matplotlib`") from None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     panels = [
         (

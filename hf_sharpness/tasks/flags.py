@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
+
+from ..arguments import SHARED, SharpnessArguments, TrainingArguments
 from .bundled import ABOUT_RECIPES, find_recipe
 from .errors import RecipeError, nearest
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe, load_recipe, override
 from .shared import load_shared_recipe
 
 
 def load_named(name: str) -> Recipe:
-    """The recipe of that name: a file, a bundled one, or one in a repo on the Hub.
+    """The recipe of that name: a file, a folder with one, a bundled one, or one in a repo on the Hub.
 
     Raises:
         RecipeError: There is none, or it is not valid.
@@ -23,6 +28,32 @@ def load_named(name: str) -> Recipe:
     if looks_like_a_repo and not Path(name).exists():
         return load_shared_recipe(name)
     return load_recipe(find_recipe(name))
+
+
+def apply_flags(recipe: Recipe, arguments: Sequence[str]) -> bool:
+    """Change a recipe as the command line says, in place.
+
+    Args:
+        recipe: The recipe.
+        arguments: `--data.KEY VALUE`, `--model.KEY VALUE`, flags of TrainingArguments, and --overwrite_output_dir.
+
+    Returns:
+        Whether the run that the output folder holds is to be replaced.
+
+    Raises:
+        RecipeError: An unknown flag, or a value of the wrong type.
+    """
+    dotted, flags = split_dotted(arguments)
+    for name, value in dotted:
+        override(recipe, name, value)
+    given = parse_training_flags(flags)
+    overwrite = given.pop(_OVERWRITE, False)
+    recipe.training_of_file = dict(recipe.training)
+    if "sharpness_config" in given:  # it stands in for what the recipe says of the method
+        for name in SHARED:
+            recipe.training.pop(name, None)
+    recipe.training.update(given)
+    return overwrite
 
 
 def split_dotted(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -73,32 +104,66 @@ def parse_training_flags(arguments: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in vars(namespace).items() if value is not not_given}
 
 
-def training_parser() -> Any:
-    from transformers import HfArgumentParser
+def training_parser(everything: bool = True) -> Any:
+    """The parser of the flags of TrainingArguments; unlike argparse's own it raises RecipeError.
 
-    from hf_sharpness import TrainingArguments
-
-    class TrainingParser(HfArgumentParser):
-        """HfArgumentParser whose errors are one line: argparse would print every flag before them."""
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self.flags: list[argparse.Action] = []
-            super().__init__(*args, **kwargs)
-
-        def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
-            action = super().add_argument(*args, **kwargs)
-            if action.dest != "help":
-                self.flags.append(action)
-            return action
-
-        def error(self, message: str) -> Any:
-            raise RecipeError(f"train: {message}")
-
-    return TrainingParser(
+    Args:
+        everything: Whether its help lists all of them. Default True; else the sharpness arguments and a few others.
+    """
+    parser = _TrainingParser(
         TrainingArguments,
+        everything=everything,
         prog="hf-sharpness train",
         usage="hf-sharpness train RECIPE [--data.KEY VALUE] [--model.KEY VALUE] [--any_training_argument VALUE]",
         description="Fine-tune as RECIPE says; flags replace its entries.",
-        epilog=ABOUT_RECIPES + " Keys of the model and data sections are described in hf_sharpness/tasks/recipe.py.",
+        epilog=ABOUT_RECIPES,
         allow_abbrev=False,
     )
+    parser.add_argument(
+        f"--{_OVERWRITE}",
+        f"--{_OVERWRITE.replace('_', '-')}",
+        type=string_to_bool,
+        nargs="?",
+        const=True,
+        help="Replace the run that the output folder holds. Without this flag that is an error.",
+    )
+    return parser
+
+
+_OVERWRITE = "overwrite_output_dir"
+_OFTEN = """output_dir overwrite_output_dir seed learning_rate num_train_epochs max_steps per_device_train_batch_size
+    gradient_accumulation_steps lr_scheduler_type warmup_steps weight_decay bf16 use_cpu resume_from_checkpoint
+    push_to_hub report_to""".split()  # noqa: SIM905
+_SHARPNESS = [field.name for field in dataclasses.fields(SharpnessArguments)]
+
+
+class _TrainingParser(HfArgumentParser):
+    """HfArgumentParser whose help begins with the sharpness arguments, and whose errors are one line."""
+
+    def __init__(self, *args: Any, everything: bool, **kwargs: Any) -> None:
+        self.flags: list[argparse.Action] = []
+        self._everything = everything
+        self._groups: dict[str, Any] | None = None
+        super().__init__(*args, **kwargs)
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        if args[0] == "-h":
+            return super().add_argument(*args, **kwargs)
+        if self._groups is None:
+            names = ("sharpness-aware training", "often used", "all other training arguments")
+            self._groups = {name: self.add_argument_group(name) for name in names}
+        sharpness, often, others = self._groups.values()
+        name = args[0].lstrip("-")
+        group = sharpness if name in _SHARPNESS else often if name in _OFTEN else others
+        if group is others and not self._everything:
+            kwargs["help"] = argparse.SUPPRESS
+        if len(kwargs.get("choices") or ()) > 8:
+            kwargs["metavar"] = "NAME"  # its error lists them
+        action = group.add_argument(args[0], **kwargs)
+        for alias in args[1:]:  # with dashes: works, and is not listed
+            group.add_argument(alias, **{**kwargs, "dest": action.dest, "help": argparse.SUPPRESS})
+        self.flags.append(action)
+        return action
+
+    def error(self, message: str) -> Any:
+        raise RecipeError(f"train: {message}")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .errors import RecipeError, first_line, nearest
+from .extra import INSTALL
 from .sections import DataSection
 from .sources import SOURCES, Data, Examples
 
@@ -39,9 +40,7 @@ def read_with_datasets(section: DataSection, task: str) -> Data:
     try:
         from datasets import load_dataset
     except ImportError:
-        raise RecipeError(
-            f"data.source '{section.source}' needs `datasets`; install it with `pip install datasets`"
-        ) from None
+        raise RecipeError(f"data.source '{section.source}' needs `datasets`; install it with `{INSTALL}`") from None
     try:
         splits = load_dataset(section.source, section.config_name, data_dir=section.path, data_files=section.data_files)
     except Exception as error:  # the readers raise whatever they like

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import RecipeError, first_line, nearest
+from .extra import INSTALL
 from .locate import model_folder
 from .sections import ModelSection
 from .sources import Data
@@ -157,7 +158,7 @@ def load_image_processor(section: ModelSection) -> Any | None:
     except Exception as error:
         raise RecipeError(
             f"model.name_or_path: the image processor of '{section.name_or_path}' cannot be loaded: "
-            f"{first_line(error)}; it may need `pip install pillow`"
+            f"{first_line(error)}; it may need `{INSTALL}`"
         ) from error
 
 

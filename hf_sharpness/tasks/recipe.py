@@ -48,6 +48,8 @@ class Recipe:
     """One line that `hf-sharpness recipes` shows."""
     origin: str = "recipe"
     """How errors name it: its file, or its repo on the Hub."""
+    training_of_file: dict[str, Any] | None = None
+    """`training` as the file has it, where the command line changed it: tells whose an error is."""
 
     @property
     def name(self) -> str:
@@ -91,6 +93,9 @@ def load_recipe(path: str | Path) -> Recipe:
     for name in ("model", "data", "training"):
         sections[name] = {} if content.get(name) is None else content[name]
         check(sections[name], dict[str, Any], name, origin)
+    beside = path.parent / str(sections["training"].get("sharpness_config"))
+    if beside.exists():
+        sections["training"] = {**sections["training"], "sharpness_config": str(beside)}
     sections["model"] = build(ModelSection, sections["model"], "model", origin)
     sections["data"] = build(DataSection, sections["data"], "data", origin)
     recipe = build(Recipe, {**content, **sections, "origin": origin}, "", origin)

@@ -6,9 +6,10 @@ pydantic checks them, in strict mode: '3' is no number, and an unknown key is an
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 STRICT = ConfigDict(
@@ -95,3 +96,28 @@ class DataSection:
     it needs the same classes. `hf-sharpness compare` reads it."""
     max_length: int = Field(128, ge=1, le=_MOST)
     """Tokens after which a text is cut."""
+
+
+def described_keys(section_class: type) -> list[tuple[str, str, str, str]]:
+    """Return key, type, default and meaning of every key of a section, for its documentation."""
+    schema = TypeAdapter(section_class).json_schema()
+    rows = []
+    for key, entry in schema["properties"].items():
+        if "enum" in entry:
+            kind = "one of " + ", ".join(entry["enum"])
+        else:
+            kind = " or ".join(_KINDS[choice["type"]] for choice in entry.get("anyOf", [entry]))
+        default = "none: required" if key in schema.get("required", ()) else json.dumps(entry.get("default", {}))
+        rows.append((key, kind, default, " ".join(entry["description"].split())))
+    return rows
+
+
+_KINDS = {
+    "array": "list",
+    "boolean": "true or false",
+    "integer": "whole number",
+    "null": "null",
+    "number": "number",
+    "object": "mapping",
+    "string": "string",
+}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .errors import RecipeError
+from .extra import INSTALL
 from .locate import packaged_file
 
 FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -88,9 +89,7 @@ def _digits(path: str | None) -> Data:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise RecipeError(
-            "data.source 'digits' needs scikit-learn; install it with `pip install scikit-learn`"
-        ) from None
+        raise RecipeError(f"data.source 'digits' needs scikit-learn; install it with `{INSTALL}`") from None
     images, labels = load_digits(return_X_y=True)
     pixels = np.rint(images * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)  # stored as 0..16
     return Data(Examples.of(pixels, labels), None, None, [str(digit) for digit in range(10)])

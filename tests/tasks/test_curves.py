@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
 from hf_sharpness.tasks.curves import plot_curves, series
-from hf_sharpness.tasks.errors import RecipeError
 
 STOCK = [
     {"loss": 2.0, "learning_rate": 1e-3, "epoch": 0.5, "step": 10},
@@ -53,9 +50,3 @@ def test_one_panel_for_each_kind_of_series(tmp_path, monkeypatch, history, panel
         assert axis.get_ylabel().startswith(label)
     assert axes[-1].get_xlabel() == "optimizer step"
     assert "WSAM" in figure.get_suptitle()
-
-
-def test_a_missing_matplotlib_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    with pytest.raises(RecipeError, match="pip install matplotlib"):
-        plot_curves(STOCK, tmp_path / "curves.png", "x")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from transformers import (
 from hf_sharpness.tasks.errors import RecipeError
 from hf_sharpness.tasks.models import build_config, load_image_processor
 from hf_sharpness.tasks.recipe import Recipe, load_recipe
-from hf_sharpness.tasks.run import run_recipe
+from hf_sharpness.tasks.run import prepare, run_recipe, train
 from hf_sharpness.tasks.sections import DataSection, ModelSection
 from hf_sharpness.tasks.splits import load_data
 
@@ -139,6 +138,15 @@ def test_the_best_model_is_loaded_back(tmp_path):
         ({"wsam_gamma": 1.0}, ["wsam_gamma", "1.0"]),
         ({"eval_strategy": "sometimes"}, ["training", "sometimes"]),
         ({"lerning_rate": 1.0}, ["'lerning_rate'", "'learning_rate'"]),
+        ({"max_steps": 10**30}, ["training.max_steps", "too large"]),
+        ({"num_train_epochs": float("inf")}, ["training.num_train_epochs", "inf", "finite number"]),
+        ({"seed": 2**40}, ["seed=1099511627776"]),
+        ({"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"cycles": 3}}, ["training", "cycles"]),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": "x"}}, ["training"]),
+        ({"lr_scheduler_kwargs": "{"}, ["training"]),
+        ({"learning_rate": -1.0}, ["learning rate", "-1.0"]),
+        ({"adam_beta1": 2.0}, ["beta", "2.0"]),
+        ({"base_optim": "galore_adamw"}, ["training", "galore"]),
     ],
 )
 def test_training_mistakes_are_one_clear_error(tmp_path, changes, words):
@@ -148,12 +156,40 @@ def test_training_mistakes_are_one_clear_error(tmp_path, changes, words):
         assert word in str(caught.value)
 
 
-def test_a_missing_matplotlib_costs_the_picture_only(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    run_recipe(digits(tmp_path, max_steps=1))
-    assert not (tmp_path / "curves.png").exists()
-    assert (tmp_path / "test_results.json").exists()
-    assert "pip install matplotlib" in capsys.readouterr().err
+def test_a_finished_run_is_not_overwritten(tmp_path, capsys):
+    """A run that does not finish leaves no results of an earlier one behind, and takes its place only on request."""
+    output = tmp_path / "out"
+    checkpoints = {"save_strategy": "steps", "save_steps": 2}
+    first = run_recipe(digits(output, **checkpoints))
+    with pytest.raises(RecipeError, match="holds a finished run"):
+        run_recipe(digits(output, max_steps=2))
+    assert json.loads((output / "all_results.json").read_text())["test_loss"] == first["test_loss"]
+    assert (output / "checkpoint-4").is_dir()
+
+    class Stopped(Exception):
+        pass
+
+    def stop(*args, **kwargs):
+        raise Stopped
+
+    run = prepare(digits(output, max_steps=3, **checkpoints), overwrite=True)
+    run.trainer.evaluate = stop  # at step 2, before the checkpoint
+    with pytest.raises(Stopped):
+        train(run)
+    assert not list(output.glob("checkpoint-*"))
+    assert not (output / "test_results.json").exists()
+    assert not (output / "model.safetensors").exists()
+    second = run_recipe(digits(output, max_steps=2))
+    assert second["test_loss"] != first["test_loss"]
+
+
+def test_the_default_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = digits(tmp_path, max_steps=1, optim="xsam", seed=7)
+    del recipe.training["output_dir"]
+    recipe.origin = "some/where/mine.yaml"
+    run_recipe(recipe)
+    assert (tmp_path / "outputs" / "mine-xsam-seed7" / "test_results.json").is_file()
 
 
 @pytest.fixture(scope="module")

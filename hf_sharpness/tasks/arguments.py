@@ -1,0 +1,71 @@
+"""From a recipe's training section to the training arguments, and whose mistake it is where they are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import get_scheduler
+
+from ..arguments import TrainingArguments
+from .errors import RecipeError, first_line
+from .folders import default_folder
+from .recipe import Recipe, check_training
+
+REFUSALS = (ValueError, TypeError, ImportError, OverflowError, OSError)
+"""What transformers, and the libraries below it, raise at arguments that cannot work."""
+
+
+def training_arguments(recipe: Recipe) -> TrainingArguments:
+    """Make the training arguments of a recipe; without an `output_dir`, with the default folder.
+
+    Raises:
+        RecipeError: A key is unknown, or a value is not valid.
+    """
+    check_training(recipe.training, TrainingArguments, recipe.origin)
+    try:
+        arguments = TrainingArguments(**recipe.training)
+    except REFUSALS as error:
+        raise refused(recipe, error) from error
+    if not 0 <= arguments.seed < 2**32:
+        raise refused(recipe, ValueError(f"seed={arguments.seed} is not valid: must be between 0 and 2**32 - 1"))
+    if "output_dir" not in recipe.training:
+        arguments.output_dir = str(default_folder(recipe.name, arguments))
+    return arguments
+
+
+def refused(recipe: Recipe, error: BaseException) -> RecipeError:
+    """The error for training arguments that do not work: of the command line if the file's own do."""
+    origin = f"{recipe.origin}: training"
+    if recipe.training_of_file is not None:
+        try:
+            TrainingArguments(**recipe.training_of_file)
+            origin = "command line"
+        except REFUSALS:
+            pass
+    return RecipeError(f"{origin}: {first_line(error)}")
+
+
+def try_optimization(trainer: Any) -> None:
+    """Make optimizer and schedule once, for a single weight: what they refuse is known before the training begins.
+
+    Raises:
+        ValueError, TypeError, ImportError, OverflowError: As they do.
+    """
+    arguments = trainer.args
+    weight = torch.nn.Parameter(torch.zeros(1))
+    made, options = trainer.get_optimizer_cls_and_kwargs(arguments, trainer.model)
+    ours = made.__module__.startswith("torch.optim")  # others may want parameters of their own kind
+    optimizer = made([weight], **options) if ours else torch.optim.SGD([weight], lr=0.1)
+    steps = 4
+    schedule = get_scheduler(
+        arguments.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=1,
+        num_training_steps=steps,
+        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+    )
+    if isinstance(schedule, torch.optim.lr_scheduler.LRScheduler):
+        for _ in range(steps):
+            optimizer.step()
+            schedule.step()

@@ -1,0 +1,112 @@
+"""The first part of a run: from a recipe to data, model and Trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, ProgressCallback, set_seed
+
+from ..arguments import TrainingArguments
+from ..engine.optimizers import is_adaptive
+from ..trainer import Trainer
+from .arguments import REFUSALS, refused, training_arguments, try_optimization
+from .extra import require_recipes_extra
+from .folders import check_free, find_checkpoint
+from .image_classification import build_image_task
+from .metrics import build_compute_metrics
+from .models import Task
+from .recipe import Recipe, check_values
+from .sequence_classification import build_text_task
+from .sources import Data
+from .splits import load_data
+from .terminal import Columns, is_terminal
+
+
+@dataclasses.dataclass
+class PreparedRun:
+    """A run whose data, model and Trainer are made, and whose training has not begun.
+
+    Args:
+        recipe: What it was made from.
+        arguments: The training arguments.
+        data: The three splits.
+        task: The model and its data sets.
+        trainer: The Trainer of both.
+        checkpoint: The checkpoint folder to resume from. Default None: start anew.
+    """
+
+    recipe: Recipe
+    arguments: TrainingArguments
+    data: Data
+    task: Task
+    trainer: Trainer
+    checkpoint: str | None = None
+
+    @property
+    def output(self) -> Path:
+        """The folder it writes into."""
+        return Path(self.arguments.output_dir)
+
+    @property
+    def title(self) -> str:
+        """Its recipe, method and hyper-parameters in one line."""
+        return f"{self.recipe.name}: {method_in_words(self.arguments)}"
+
+
+def prepare(recipe: Recipe, overwrite: bool = False) -> PreparedRun:
+    """Check `recipe`, read its data and make model and Trainer. Nothing is trained or written yet.
+
+    Args:
+        recipe: What to run.
+        overwrite: Whether the folder may hold another run, which `train` then removes. Default False.
+
+    Raises:
+        RecipeError: Anything the user can put right.
+    """
+    require_recipes_extra("a recipe")
+    check_values(recipe)
+    arguments = training_arguments(recipe)
+    checkpoint = find_checkpoint(arguments)
+    if arguments.process_index == 0 and not overwrite:
+        check_free(Path(arguments.output_dir), checkpoint)
+    compute_metrics = build_compute_metrics(recipe.metrics)
+
+    set_seed(arguments.seed)  # Trainer seeds too, but only after the model has drawn its weights
+    with arguments.main_process_first(desc="reading the data"):
+        data = load_data(recipe)
+    build = build_image_task if recipe.task == "image-classification" else build_text_task
+    task = build(recipe, data)
+    try:
+        trainer = Trainer(
+            model=task.model,
+            args=arguments,
+            data_collator=task.data_collator,
+            train_dataset=task.train_dataset,
+            eval_dataset=task.eval_dataset,
+            processing_class=task.processing_class,
+            compute_metrics=compute_metrics,
+        )
+        try_optimization(trainer)
+    except REFUSALS as error:
+        raise refused(recipe, error) from error
+    if is_terminal():
+        for callback in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(callback)
+        trainer.add_callback(Columns(recipe.metrics, arguments.uses_sharpness, bar=not arguments.disable_tqdm))
+    return PreparedRun(recipe, arguments, data, task, trainer, checkpoint)
+
+
+def method_in_words(arguments: Any) -> str:
+    """The method, rho, the hyper-parameters that are not the method's defaults, and the base optimizer."""
+    method = arguments.method()
+    if method is None:
+        return str(getattr(arguments.optim, "value", arguments.optim))
+    method = method.resolved(adaptive_base=is_adaptive(arguments.base_optim))
+    shown = [
+        f"{item.name} {value}"
+        for item in dataclasses.fields(method)
+        if (value := getattr(method, item.name)) != item.default or item.name == "rho"
+    ]
+    return f"{method.name.upper()} ({', '.join(shown)}) on {arguments.base_optim}"
