@@ -12,7 +12,7 @@ used in this module only, and ``tests/test_vectors.py`` fails if a function move
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,13 +37,19 @@ class Part:
 
 
 def local(tensors: Sequence[Tensor]) -> Vector:
-    """The part of each tensor that this rank stores, sharing memory with it and detached from autograd."""
+    """The part of each tensor that this rank stores, sharing memory with it and detached from autograd.
+
+    A complex number is two real ones: the tensors of the result are real, with a last dimension of 2.
+    """
     detached = [t.detach() for t in tensors]
-    return [t.to_local() if isinstance(t, DTensor) else t for t in detached]
+    stored = [t.to_local() if isinstance(t, DTensor) else t for t in detached]
+    return [torch.view_as_real(t) if t.is_complex() else t for t in stored]
 
 
 def shaped_like(tensor: Tensor, owner: Tensor) -> Tensor:
-    """A local tensor as what its owner is: itself, or this rank's shard of a ``DTensor`` placed as the owner is."""
+    """A local tensor as what its owner is: complex, or this rank's shard of a ``DTensor`` placed as the owner is."""
+    if owner.is_complex():
+        tensor = torch.view_as_complex(tensor)
     if not isinstance(owner, DTensor):
         return tensor
     return DTensor.from_local(
@@ -103,12 +109,32 @@ def by_device(vector: Vector) -> dict[torch.device, Vector]:
 def norm(vector: Vector, like: Sequence[Tensor] | None = None) -> Tensor:
     """One global L2 norm over all tensors, accumulated in fp32 (fp64 for float64 tensors), as a 0-dim tensor.
 
+    In fp32 it is infinite from 1.8e19 on, where the squares overflow: see :func:`norm_of_large`.
+
     Args:
         vector: local tensors, any shapes, devices and dtypes.
         like: the tensors whose shards ``vector`` holds. Where one is a ``DTensor``, the squares are summed over the
             mesh dimensions that shard it, so that every rank gets the norm of the whole; where it is a ``Part``, over
             the ranks of its group.
     """
+    return _whole_norm(vector, like, _norms)
+
+
+def norm_of_large(vector: Vector, like: Sequence[Tensor] | None = None) -> Tensor:
+    """The same for a vector of finite elements whose squares overflow.
+
+    Takes a copy of one tensor at a time, so it is for the rare case that :func:`norm` is not finite.
+    """
+    scale = 2.0**-80  # a power of two, so that nothing is rounded
+
+    def scaled(tensors: Vector) -> Vector:
+        norms = [_norms([tensor * scale])[0] for tensor in tensors]
+        return _norms(norms)  # the same numbers, in one type
+
+    return _whole_norm(vector, like, scaled) / scale
+
+
+def _whole_norm(vector: Vector, like: Sequence[Tensor] | None, norms_of: Callable[[Vector], Vector]) -> Tensor:
     if not vector:
         return torch.zeros(())
     groups: dict[object, Vector] = {}
@@ -117,14 +143,24 @@ def norm(vector: Vector, like: Sequence[Tensor] | None = None) -> Tensor:
     device = vector[0].device
     totals = []
     for spread, tensors in groups.items():
-        total = torch.linalg.vector_norm(torch.stack([n.to(device) for n in _norms(tensors)]))
+        total = torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms_of(tensors)]))
         totals.append(total if spread is None else _reduced_over_ranks(total, _groups_of(spread)))
-    return totals[0] if len(totals) == 1 else torch.linalg.vector_norm(torch.stack(totals))
+    if len(totals) == 1:
+        return totals[0]
+    widest = torch.float64 if any(t.dtype == torch.float64 for t in totals) else torch.float32
+    return torch.linalg.vector_norm(torch.stack([t.to(widest) for t in totals]))
 
 
 def _norms(tensors: Vector) -> Vector:
-    wide = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
-    if all(t.dtype == wide for t in tensors):
+    """The norm of each tensor, all in the widest of their accumulation types."""
+    dtypes = {t.dtype for t in tensors}
+    if len(dtypes) > 1 and torch.float64 in dtypes:
+        by_width: dict[bool, Vector] = {}
+        for tensor in tensors:
+            by_width.setdefault(tensor.dtype == torch.float64, []).append(tensor)
+        return [n.double() for group in by_width.values() for n in _norms(group)]
+    wide = torch.float64 if torch.float64 in dtypes else torch.float32
+    if dtypes == {wide}:
         return list(torch._foreach_norm(tensors))
     return [n.to(wide) for n in torch._foreach_norm(tensors, 2, dtype=wide)]
 
@@ -154,7 +190,11 @@ def _reduced_over_ranks(total: Tensor, groups: list[Any]) -> Tensor:
 
 
 def displacement_(
-    gradient: Vector, length: float, gradient_norm: Tensor, like: Sequence[Tensor], weights: Vector | None = None
+    gradient: Vector,
+    length: float,
+    gradient_norm: Tensor,
+    norm_of: Callable[[Vector], Tensor],
+    weights: Vector | None = None,
 ) -> None:
     """Turn a gradient, in place, into the step of a given length in the direction of steepest ascent.
 
@@ -165,12 +205,12 @@ def displacement_(
         gradient: overwritten with the step.
         length: the step's length (in ASAM's metric where ``weights`` are given).
         gradient_norm: the gradient's norm.
-        like: the parameters, for the norm over shards.
+        norm_of: takes the norm of a vector like the gradient.
         weights: the weights that scale ASAM's ball, or None for SAM's.
     """
     if weights is not None:
         multiply_(gradient, weights)
-        gradient_norm = norm(gradient, like)
+        gradient_norm = norm_of(gradient)
         multiply_(gradient, weights)
     scale_(gradient, length * reciprocal(gradient_norm))
 

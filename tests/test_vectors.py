@@ -73,7 +73,7 @@ def test_clone_has_storage_of_its_own() -> None:
 def test_displacement_of_sam() -> None:
     g, _ = two_vectors()
     expected = 0.3 * long(g) / np.linalg.norm(long(g))
-    vectors.displacement_(g, 0.3, vectors.norm(g), g)
+    vectors.displacement_(g, 0.3, vectors.norm(g), vectors.norm)
     np.testing.assert_allclose(long(g), expected, rtol=1e-12)
 
 
@@ -82,14 +82,14 @@ def test_displacement_of_asam() -> None:
     flat_g, flat_w = long(g), long(w)
     t = np.abs(flat_w)
     expected = 0.3 * t**2 * flat_g / np.linalg.norm(t * flat_g)
-    vectors.displacement_(g, 0.3, vectors.norm(g), g, weights=w)
+    vectors.displacement_(g, 0.3, vectors.norm(g), vectors.norm, weights=w)
     np.testing.assert_allclose(long(g), expected, rtol=1e-12)
     assert np.linalg.norm(long(g) / t) == pytest.approx(0.3)
 
 
 def test_a_zero_gradient_makes_a_zero_displacement() -> None:
     g = [torch.zeros(3)]
-    vectors.displacement_(g, 0.3, vectors.norm(g), g)
+    vectors.displacement_(g, 0.3, vectors.norm(g), vectors.norm)
     assert torch.equal(g[0], torch.zeros(3))
 
 
@@ -134,3 +134,28 @@ def test_buckets_keep_order_and_never_mix_dtypes() -> None:
     a = [torch.zeros(4), torch.zeros(4), torch.zeros(4, dtype=torch.float64), torch.zeros(400)]
     buckets = vectors._buckets(a, 40)
     assert [[t.numel() for t in b] for b in buckets] == [[4, 4], [4], [400]]
+
+
+@pytest.mark.parametrize("first", [torch.float32, torch.float64])
+def test_norm_of_single_and_double_precision_in_either_order(first: torch.dtype) -> None:
+    second = torch.float64 if first == torch.float32 else torch.float32
+    a = [torch.full((2,), 3.0, dtype=first), torch.full((2,), 4.0, dtype=second), torch.ones(1, dtype=first)]
+    assert vectors.norm(a).dtype == torch.float64
+    assert float(vectors.norm(a)) == pytest.approx(math.sqrt(2 * 9 + 2 * 16 + 1))
+
+
+def test_complex_numbers_are_two_real_ones() -> None:
+    weight = torch.tensor([3 + 4j, 0 - 12j], dtype=torch.complex64)
+    real = vectors.local([weight])
+    assert float(vectors.norm(real)) == pytest.approx(13.0)
+    vectors.scale_(real, 2.0)
+    assert weight.tolist() == [6 + 8j, -24j]  # the memory is shared
+    assert torch.equal(vectors.shaped_like(real[0], weight), weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_whose_squares_overflow(dtype: torch.dtype) -> None:
+    a = [torch.full((3,), 2.0**100, dtype=dtype), torch.full((1,), 2.0**101, dtype=dtype), torch.zeros(0, dtype=dtype)]
+    assert not vectors.norm(a).isfinite()
+    assert float(vectors.norm_of_large(a)) == pytest.approx(math.sqrt(3 + 4) * 2.0**100)
+    assert not vectors.norm_of_large([torch.tensor([math.inf])]).isfinite()

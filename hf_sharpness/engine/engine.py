@@ -20,9 +20,10 @@ from ..methods import Method
 from .after_step import AfterStep
 from .checks import check_supported
 from .deepspeed.config import is_engine
+from .micro_batch import Closure, MicroBatch
 from .optimizers import base_optimizer, is_adaptive
 from .parallel import gradients_unreduced
-from .passes import Closure, MicroBatch, Passes
+from .passes import Passes
 from .rounding import Noise
 from .scopes import Scope
 from .state import BufferState, RandomState, accelerators_of
@@ -236,7 +237,7 @@ class Engine:
             for parameter, term in zip(passes.params, passes.pad(vector), strict=True):
                 earlier = self.terms.get(parameter)
                 self.terms[parameter] = term if earlier is None else earlier.add_(term)
-            self.before = dict(zip(passes.params, passes.saved, strict=True))
+            self.before = dict(zip(passes.params, passes.memory.views(passes.saved), strict=True))
         self.measured.append(passes.metrics)
         self.passes = None
 

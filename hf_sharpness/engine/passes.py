@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +12,13 @@ from .. import vectors
 from ..methods import Method
 from ..vectors import Vector
 from . import rounding
+from .micro_batch import MicroBatch
+from .overlap import Memory
 from .parallel import mean_over_ranks
 from .scopes import Scope
 from .skip_backward import SkipBackward
 from .state import BufferState, RandomState, accelerators_of
 from .weights import Weights
-
-Closure = Callable[[], Tensor]
-"""Forward and backward of one micro-batch: adds to p.grad, returns the micro-batch's share of the batch's mean loss."""
-
-
-class MicroBatch(NamedTuple):
-    """A micro-batch whose first pass has been made: its closure, and the random state from which that pass began."""
-
-    closure: Closure
-    random_state: RandomState
 
 
 class NonFiniteAscent(Exception):
@@ -78,6 +70,8 @@ class Passes:
         self.owners: Sequence[Any] = []
         self.coarse: list[bool] = []
         self.climbs = 0
+        self.trainable = weights.parameters()
+        self.memory = Memory(vectors.local(self.trainable))
         self.live: Vector = []
         self.saved: Vector = []
         self.copies: Vector = []
@@ -86,7 +80,8 @@ class Passes:
         self.replays_made = 0
         self.skip_backward: SkipBackward | None = None
         self.displaced = False
-        optimized = {id(p) for p in weights.parameters()}
+        self.large = False
+        optimized = {id(p) for p in self.trainable}
         self.bystanders = [(p, p.grad) for p in model.parameters() if id(p) not in optimized and p.requires_grad]
         weights.after_pass()
         self._activate()
@@ -127,8 +122,9 @@ class Passes:
         gradient = self.take_gradient()
         gradient_norm = self._ascent_norm(gradient)
         self._save()
-        vectors.displacement_(gradient, length, gradient_norm, self.owners, self.saved if adaptive else None)
-        self._move(self.live, gradient)
+        weights = self.memory.views(self.saved) if adaptive else None
+        vectors.displacement_(gradient, length, gradient_norm, self.norm, weights)
+        self._move(self.live, self.memory.folded(gradient))
         self._weights_changed()
         return gradient
 
@@ -136,8 +132,8 @@ class Passes:
         gradient = self.gradient()
         gradient_norm = self._ascent_norm(gradient)
         self._save()
-        vectors.copy_(self.live, gradient)
-        vectors.displacement_(self.live, length, gradient_norm, self.owners, self.saved if adaptive else None)
+        vectors.copy_(self.live, self.memory.folded(gradient))
+        vectors.displacement_(self.live, length, gradient_norm, self._norm, self.saved if adaptive else None)
         self._move(self.saved, self.live)
         self._weights_changed()
 
@@ -149,8 +145,11 @@ class Passes:
     def _ascent_norm(self, gradient: Vector) -> Tensor:
         gradient_norm = self.norm(gradient)
         if self.checks_overflow and not gradient_norm.isfinite():
-            self.put_gradient(gradient)
-            raise NonFiniteAscent
+            self.large = True
+            gradient_norm = self.norm(gradient)
+            if not gradient_norm.isfinite():
+                self.put_gradient(gradient)
+                raise NonFiniteAscent
         if "ascent_grad_norm" not in self.metrics:
             scale = self.loss_scale() if self.loss_scale is not None else 1.0
             self.metrics["ascent_grad_norm"] = gradient_norm / scale
@@ -171,25 +170,27 @@ class Passes:
     def _activate(self) -> None:
         """Take up parameters that have a gradient for the first time."""
         known = {id(p) for p in self.params}
-        new = [p for p in self.weights.parameters() if p.grad is not None and id(p) not in known]
+        new = [p for p in self.trainable if p.grad is not None and id(p) not in known]
         for parameter in new:
             if parameter.grad.layout != torch.strided:
                 raise ValueError(
                     f"a parameter of shape {tuple(parameter.shape)} has a sparse gradient, which sharpness-aware steps "
                     "do not support: use nn.Embedding(..., sparse=False)"
                 )
-        live = vectors.local(new)
+        places = {id(p): index for index, p in enumerate(self.trainable)}
+        live = self.memory.use([places[id(p)] for p in new])
         saved = vectors.clone(live) if self.saved else []
         self.params = self.params + new
-        self.owners = self.weights.owners(self.params)
-        self.coarse = self.weights.seen_in_bfloat16(self.params)
+        firsts = [self.params[member] for member in self.memory.members]
+        self.owners = self.weights.owners(firsts)
+        self.coarse = self.weights.seen_in_bfloat16(firsts)
         self.live, self.saved = self.live + live, self.saved + saved
 
     # Passes over the batch.
 
     def replay(self, accumulate: bool = False) -> None:
         if not accumulate:
-            for parameter in self.weights.parameters():
+            for parameter in self.trainable:
                 parameter.grad = None
         for parameter, _ in self.bystanders:
             parameter.grad = None
@@ -218,7 +219,7 @@ class Passes:
         vectors.copy_(self.live, self.saved)
         noise = self.noise(0)  # the same for all probes, which are compared
         for factor, vector in terms:
-            rounding.move_(self.live, self.live, vector, self.coarse, noise, factor)
+            rounding.move_(self.live, self.live, self.memory.folded(vector), self.coarse, noise, factor)
         self._weights_changed()
         self.skip_backward = SkipBackward()
         torch.set_grad_enabled(False)  # restore() turns it on again, wherever an interrupt comes
@@ -271,13 +272,19 @@ class Passes:
             parameter.grad = vectors.shaped_like(tensor, parameter)
 
     def pad(self, vector: Vector) -> Vector:
-        return vector + [torch.zeros_like(t) for t in self.live[len(vector) :]]
+        return vector + [torch.zeros_like(t) for t in vectors.local(self.params[len(vector) :])]
 
     def norm(self, vector: Vector) -> Tensor:
-        return vectors.norm(vector, self.owners[: len(vector)])
+        return self._norm(self.memory.folded(vector))
+
+    def _norm(self, folded: Vector) -> Tensor:
+        owners = self.owners[: len(folded)]
+        norm = vectors.norm(folded, owners)
+        return torch.where(norm.isfinite(), norm, vectors.norm_of_large(folded, owners)) if self.large else norm
 
     def angle(self, a: Vector, b: Vector, a_norm: Tensor, b_norm: Tensor) -> Tensor:
         self._measure_displacement()
+        a, b = self.memory.folded(a), self.memory.folded(b)
         return vectors.angle(a, b, a_norm, b_norm, self.live, self.owners)
 
     def descend_after_step(self, vector: Vector, weight: float) -> None:
@@ -288,4 +295,4 @@ class Passes:
         if self.saved and not self.displaced:
             self.displaced = True
             vectors.add_(self.live, self.saved, -1.0)
-            self.metrics["perturbation_norm"] = self.norm(self.live)
+            self.metrics["perturbation_norm"] = self._norm(self.live)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..vectors import clone, copy_
+from ..vectors import clone, copy_, local
+from .overlap import lying_on
 
 WATCHED_FROM = 4096
 """Integer and boolean buffers of at least this many elements (attention masks, quantised weights) are not copied."""
@@ -55,9 +56,10 @@ class BufferState:
     def __init__(self, model: nn.Module) -> None:
         self.slots: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
         self.watched: list[tuple[str, Tensor, int]] = []
+        on_weights = lying_on(model.buffers(), local([p for p in model.parameters() if p.requires_grad]))
         for module in model.modules():
             for name, buffer in module._buffers.items():
-                if buffer is None or buffer.is_meta:
+                if buffer is None or buffer.is_meta or id(buffer) in on_weights:
                     continue
                 if not (buffer.is_floating_point() or buffer.is_complex()) and buffer.numel() >= WATCHED_FROM:
                     self.watched.append((f"{type(module).__name__}.{name}", buffer, buffer._version))

@@ -11,6 +11,8 @@ from .sam import SAM
 from .step import Step
 
 MODES = ("auto", "coupled", "decoupled")
+NEGLIGIBLE_GAMMA = 1e-20
+"""Below it the sharpness term is lost in rounding whatever the weights' type, and 1/a would overflow: the limit, 0."""
 DEFAULT_GAMMA = {"decoupled": 0.9, "coupled": 0.6}
 
 
@@ -52,7 +54,7 @@ class WSAM(SAM):
 
     @property
     def is_plain(self) -> bool:
-        return self.gamma == 0
+        return self.gamma is not None and self.gamma < NEGLIGIBLE_GAMMA
 
     @property
     def adds_after_step(self) -> bool:

@@ -15,6 +15,16 @@ from .sam import SAM
 from .step import Step
 
 
+def rounding_of(loss: float, dtype: torch.dtype) -> float:
+    """By how much two equal losses of one batch may differ.
+
+    In 16 bits it is the spacing of the numbers; in 32 and 64 bits, in which many examples' losses are added up in one
+    order or another, 16 times that.
+    """
+    epsilon = torch.finfo(dtype).eps
+    return abs(loss) * epsilon * (16 if epsilon < 1e-6 else 1)
+
+
 @dataclasses.dataclass
 class XSAM(SAM):
     """Descend along the direction of the plane (displacement, gradient there) that points to the highest loss.
@@ -106,7 +116,10 @@ class XSAM(SAM):
         step.metrics.update(xsam_alpha=alpha, xsam_psi=psi)
 
     def search(self, step: Step, v0: Vector, g: Vector, v0_norm: Tensor, g_norm: Tensor, psi: Tensor) -> float | None:
-        """alpha* on the grid: the smallest alpha of highest finite loss. If none is finite, what was found before."""
+        """alpha* on the grid: the smallest alpha of highest finite loss. If none is finite, what was found before.
+
+        Losses within rounding of the highest are as high.
+        """
         radius = 2 * self.rho if self.rho_max is None else self.rho_max
         grid = [self.alpha_max * i / (self.alpha_points - 1) for i in range(self.alpha_points)]
         # The factors are read on the host: the search synchronises anyway, to compare its losses.
@@ -115,11 +128,13 @@ class XSAM(SAM):
         for alpha in grid:
             c0, c1 = (float(c) for c in slerp_weights(psi, alpha))
             losses.append(step.probe([(radius * c0 * unit0, v0), (radius * c1 * unit1, g)]))
-        best, highest = self.found_alpha, -math.inf
-        for alpha, loss in zip(grid, step.mean_over_ranks(torch.stack(losses)).tolist(), strict=True):
-            if math.isfinite(loss) and loss > highest:
-                best, highest = alpha, loss
-        return best
+        values = step.mean_over_ranks(torch.stack(losses))
+        finite = [(alpha, loss) for alpha, loss in zip(grid, values.tolist(), strict=True) if math.isfinite(loss)]
+        if not finite:
+            return self.found_alpha
+        highest = max(loss for _, loss in finite)
+        tied = highest - rounding_of(highest, values.dtype)
+        return next(alpha for alpha, loss in finite if loss >= tied)
 
     def state_dict(self) -> dict[str, Any]:
         return {"alpha": self.found_alpha, "steps_taken": self.steps_taken}

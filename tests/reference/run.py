@@ -24,7 +24,7 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 def flat(model: nn.Module) -> Tensor:
     """All trainable weights in one vector."""
-    return parameters_to_vector(trainable(model)).detach().clone()
+    return torch.cat([p.detach().reshape(-1) for p in trainable(model)])
 
 
 def linear_schedule(lr: Any, warmup: int, total: int) -> list[Any]:

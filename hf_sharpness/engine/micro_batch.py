@@ -1,0 +1,20 @@
+"""A micro-batch as the engine remembers it for further passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .state import RandomState
+
+Closure = Callable[[], Tensor]
+"""Forward and backward of one micro-batch: adds to p.grad, returns the micro-batch's share of the batch's mean loss."""
+
+
+class MicroBatch(NamedTuple):
+    """A micro-batch whose first pass has been made: its closure, and the random state from which that pass began."""
+
+    closure: Closure
+    random_state: RandomState
