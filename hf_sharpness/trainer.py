@@ -122,9 +122,10 @@ class _SharpnessTrainer:
             no_sync=self._gradients_unreduced,
             weights=weights,
             autocast_dtype=torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None,
+            total_steps=self.state.max_steps,
             began_on_grid=earlier.get("began_on_grid", False),
         )
-        self._engine.steps_made = self.state.global_step
+        self._engine.progress.steps_made = self.state.global_step
         self._averages = Averages((*LOGGED, *self._engine.method.metrics))
         # A resume may begin in the middle of an epoch, which is then no new one.
         if at_epoch_boundary(self.state):

@@ -4,7 +4,7 @@ A model's gradient, a perturbation and the weights themselves are lists of tenso
 works on such lists with the fused ``torch._foreach_*`` kernels: a handful of launches whatever the number of tensors.
 
 Sharded tensors (``DTensor``: FSDP2, tensor parallel) are handled through their local shards: element-wise work needs no
-communication, and :func:`norm` sums the squares over the ranks that hold different shards.
+communication, and :func:`norm` and :func:`dot` sum over the ranks that hold different shards.
 
 ``torch._foreach_*`` carries a leading underscore but is what ``torch.optim`` and ``torch.nn.utils`` are built on; it is
 used in this module only, and ``tests/test_vectors.py`` fails if a function moves.
@@ -178,20 +178,54 @@ def _groups_of(spread: Any) -> list[Any]:
         return [spread.group]
     mesh, placements = spread
     if any(placement.is_partial() for placement in placements):
-        raise ValueError("cannot take the norm of a tensor whose shards are unreduced partial sums")
+        raise ValueError("cannot take the norm or dot product of a tensor whose shards are unreduced partial sums")
     return [mesh.get_group(dimension) for dimension, placement in enumerate(placements) if placement.is_shard()]
 
 
 def _reduced_over_ranks(total: Tensor, groups: list[Any]) -> Tensor:
-    squares = total.square()
+    return _summed_over_ranks(total.square(), groups).sqrt()
+
+
+def _summed_over_ranks(value: Tensor, groups: list[Any]) -> Tensor:
+    """The sum over the ranks of process groups that span a grid; overwrites the value."""
     for group in groups:
-        torch.distributed.all_reduce(squares, group=group)
-    return squares.sqrt()
+        torch.distributed.all_reduce(value, group=group)
+    return value
+
+
+def dot(a: Vector, b: Vector, like: Sequence[Tensor] | None = None) -> Tensor:
+    """The dot product of two vectors, accumulated in fp32 (fp64 for float64 tensors), as a 0-dim tensor.
+
+    Args:
+        a: local tensors, any shapes, devices and dtypes.
+        b: tensors of the same shapes on the same devices.
+        like: the tensors whose shards ``a`` and ``b`` hold, as for :func:`norm`.
+    """
+    if not a:
+        return torch.zeros(())
+    groups: dict[object, Vector] = {}
+    for x, y, owner in zip(a, b, like if like is not None else a, strict=True):
+        groups.setdefault(_spread(owner), []).append(_dot(x, y))
+    device = a[0].device
+    totals = []
+    for spread, products in groups.items():
+        total = torch.stack([p.to(device) for p in products]).sum()
+        totals.append(total if spread is None else _summed_over_ranks(total, _groups_of(spread)))
+    return torch.stack(totals).sum()
+
+
+def _dot(x: Tensor, y: Tensor, piece: int = 2**24) -> Tensor:
+    """Products are summed pairwise (``sum`` does, ``torch.dot`` on a CPU does not), and made a piece at a time."""
+    wide = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
+    if x.numel() <= piece:
+        return (x.to(wide) * y.to(wide)).sum()
+    pairs = zip(x.reshape(-1).split(piece), y.reshape(-1).split(piece), strict=True)
+    return torch.stack([(u.to(wide) * v.to(wide)).sum() for u, v in pairs]).sum()
 
 
 def displacement_(
     gradient: Vector,
-    length: float,
+    length: float | Tensor,
     gradient_norm: Tensor,
     norm_of: Callable[[Vector], Tensor],
     weights: Vector | None = None,

@@ -55,8 +55,41 @@ def test_norm_of_tensors_of_different_dtypes() -> None:
     assert float(vectors.norm(a)) == pytest.approx(math.sqrt(2 * 9 + 2 * 16))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_dot_is_one_product_over_all_tensors_accumulated_in_fp32_or_wider(dtype: torch.dtype) -> None:
+    a, b = two_vectors(dtype)
+    result = vectors.dot(a, b)
+    assert result.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert result.shape == ()
+    assert float(result) == pytest.approx(long(a) @ long(b), rel=1e-5)
+
+
+def test_dot_of_tensors_of_different_dtypes() -> None:
+    a = [torch.full((2,), 3.0), torch.full((2,), 4.0, dtype=torch.bfloat16), torch.ones(1, dtype=torch.float64)]
+    b = [torch.full((2,), 0.5, dtype=torch.bfloat16), torch.full((2,), -2.0), torch.ones(1)]
+    assert float(vectors.dot(a, b)) == pytest.approx(2 * 1.5 - 2 * 8 + 1)
+
+
+def test_dot_of_many_small_bf16_values_neither_saturates_nor_cancels_to_zero() -> None:
+    ones = [torch.full((512,), 2.0**-4, dtype=torch.bfloat16) for _ in range(64)]
+    signs = [torch.ones(512, dtype=torch.bfloat16) for _ in range(64)]
+    signs[0] = -signs[0]
+    assert float(vectors.dot(ones, signs)) == pytest.approx(512 * 62 / 16, rel=1e-6)
+
+
+def test_dot_of_a_long_fp32_tensor_keeps_its_digits() -> None:
+    """Summed one after the other, five million products are off by 1e-5."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(5_000_000, generator=generator) for _ in range(2))
+    expected = a.double().numpy() @ b.double().numpy()
+    assert float(vectors.dot([a], [b])) == pytest.approx(expected, rel=5e-7)
+    assert float(vectors._dot(a, b, piece=2**18)) == pytest.approx(expected, rel=5e-7)
+    assert float(vectors.dot([a.view(2500, 2000).t()], [b.view(2500, 2000).t()])) == pytest.approx(expected, rel=5e-7)
+
+
 def test_an_empty_vector_has_norm_zero_and_takes_every_operation() -> None:
     assert float(vectors.norm([])) == 0.0
+    assert float(vectors.dot([], [])) == 0.0
     vectors.scale_([], torch.tensor(2.0))
     vectors.add_([], [])
     vectors.copy_([], [])

@@ -24,6 +24,7 @@ from .micro_batch import Closure, MicroBatch
 from .optimizers import base_optimizer, is_adaptive
 from .parallel import gradients_unreduced
 from .passes import Passes
+from .progress import Progress
 from .rounding import Noise
 from .scopes import Scope
 from .state import BufferState, RandomState, accelerators_of
@@ -46,10 +47,12 @@ class Engine:
         no_sync: makes a context in which a backward pass does not reduce gradients over ranks.
         weights: where weights and gradients are. Default None: in the parameters of the optimizer's groups.
         autocast_dtype: the type that the closures compute in by autocast, None without.
+        total_steps: how many optimizer steps the training makes; None if that is not known.
         began_on_grid: the training, now resumed, began with weights that are bfloat16 numbers (``weights.on_grid``).
 
     Attributes:
-        steps_made: optimizer steps made by this engine; a resumed run sets it, for its random numbers to go on.
+        progress: counts the optimizer steps; a resumed run sets ``progress.steps_made``, for its random numbers to go
+            on.
 
     Raises:
         ValueError: the combination cannot be exact; the message says what to do instead.
@@ -66,6 +69,7 @@ class Engine:
         no_sync: Callable[[], AbstractContextManager] | None = None,
         weights: Weights | None = None,
         autocast_dtype: torch.dtype | None = None,
+        total_steps: int | None = None,
         began_on_grid: bool = False,
     ) -> None:
         self.model = model
@@ -81,10 +85,10 @@ class Engine:
         if autocast_dtype == torch.bfloat16:
             self.weights.find_weights_on_grid(began_on_grid)
         no_sync = no_sync or (lambda: gradients_unreduced(model))
-        self.scope = Scope(scope, model, no_sync, self.method.adds_after_step)
+        self.scope = Scope(scope, model, no_sync, self.method.adds_after_step, self.method.decides_replays)
         self.loss_scale = loss_scale
         self.metrics: dict[str, Tensor | float] = {}
-        self.steps_made = 0
+        self.progress = Progress(total_steps)
         self.after_step: AfterStep | None = None
         self.hooks: list[RemovableHandle] = []
         if self.method.adds_after_step:
@@ -165,12 +169,14 @@ class Engine:
         if self.method.adds_after_step:
             self._prepare_after_step()
         self.metrics = self._merged_metrics()
-        self.steps_made += 1
+        self.progress.steps_made += 1
         self._forget_step()
 
     def noise(self, use: int) -> Noise:
         """Random bits for one use within this run of the method; another run, step or shard gets others."""
-        return Noise(torch.initial_seed(), self.weights.shard_index(), self.steps_made, len(self.measured), use)
+        return Noise(
+            torch.initial_seed(), self.weights.shard_index(), self.progress.steps_made, len(self.measured), use
+        )
 
     def abort(self) -> None:
         """Put the weights back if they are moved, and drop everything that belongs to an unfinished step."""
@@ -227,6 +233,7 @@ class Engine:
             self.micro_batches,
             self.buffers,
             loss,
+            progress=self.progress,
             noise=self.noise,
             loss_scale=self.loss_scale,
             checks_overflow=self.checks_overflow,

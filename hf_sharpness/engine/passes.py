@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +11,17 @@ from .. import vectors
 from ..methods import Method
 from ..vectors import Vector
 from . import rounding
+from .climbs import Climbs, NonFiniteAscent
 from .micro_batch import MicroBatch
-from .overlap import Memory
-from .parallel import mean_over_ranks
+from .progress import Progress
+from .replays import Replays
 from .scopes import Scope
 from .skip_backward import SkipBackward
 from .state import BufferState, RandomState, accelerators_of
 from .weights import Weights
 
 
-class NonFiniteAscent(Exception):
-    """The gradient to climb is not finite: the weights stay where they are and the gradient is left in p.grad."""
-
-
-class Passes:
+class Passes(Climbs):
     """Runs a method on a list of micro-batches whose first pass has been made. Implements ``methods.step.Step``.
 
     Args:
@@ -36,6 +32,7 @@ class Passes:
         micro_batches: those whose first pass has been made.
         buffers: the model's buffers at the start of the first pass.
         loss: the loss of the first pass.
+        progress: how far the training is.
         noise: makes the random bits for a use within these passes, given its number.
         loss_scale: returns the factor by which the closures scale their loss, or None.
         checks_overflow: whether every ascent looks first if its gradient is finite.
@@ -51,36 +48,20 @@ class Passes:
         buffers: BufferState,
         loss: Tensor,
         *,
+        progress: Progress,
         noise: Callable[[int], rounding.Noise],
         loss_scale: Callable[[], Tensor] | None,
         checks_overflow: bool,
     ) -> None:
+        super().__init__(weights, scope, progress, noise, loss_scale, checks_overflow, loss)
         self.method = method
-        self.weights = weights
-        self.scope = scope
-        self.noise = noise
-        self.loss_scale = loss_scale
-        self.checks_overflow = checks_overflow
         self.micro_batches = micro_batches
         self.buffers_before = buffers
         self.buffers_after = BufferState(model)
         self.random_after = RandomState(accelerators_of(model.parameters()))
-        self.metrics: dict[str, Tensor | float] = {"loss": loss}
-        self.params: list[nn.Parameter] = []
-        self.owners: Sequence[Any] = []
-        self.coarse: list[bool] = []
-        self.climbs = 0
-        self.trainable = weights.parameters()
-        self.memory = Memory(vectors.local(self.trainable))
-        self.live: Vector = []
-        self.saved: Vector = []
-        self.copies: Vector = []
-        self.saved_copies: Vector = []
         self.term: tuple[Vector, float] | None = None
-        self.replays_made = 0
+        self.counted: Replays | None = None
         self.skip_backward: SkipBackward | None = None
-        self.displaced = False
-        self.large = False
         optimized = {id(p) for p in self.trainable}
         self.bystanders = [(p, p.grad) for p in model.parameters() if id(p) not in optimized and p.requires_grad]
         weights.after_pass()
@@ -90,11 +71,12 @@ class Passes:
         """Run the method; afterwards p.grad holds its gradient, and weights, buffers and random state are as before."""
         try:
             try:
+                self.counted = Replays(self.method, self, self.weights.rank_groups, self.metrics["loss"].device)
                 self.method.run(self)
+                self.counted.check_all_made()
             except NonFiniteAscent:
-                if self.scope.reduces_last_replay:
+                if self.scope.reduces_last_replay and self.counted.skip_to_last():
                     # The other ranks reduce with their last replay: take part, and pass the non-finite values on.
-                    self.replays_made = self.method.replays - 1
                     self.replay(accumulate=True)
             self._measure_displacement()
         finally:
@@ -115,57 +97,6 @@ class Passes:
         self.random_after.restore()
         for parameter, gradient in self.bystanders:
             parameter.grad = gradient
-
-    # Moving the weights.
-
-    def climb(self, length: float, adaptive: bool = False) -> Vector:
-        gradient = self.take_gradient()
-        gradient_norm = self._ascent_norm(gradient)
-        self._save()
-        weights = self.memory.views(self.saved) if adaptive else None
-        vectors.displacement_(gradient, length, gradient_norm, self.norm, weights)
-        self._move(self.live, self.memory.folded(gradient))
-        self._weights_changed()
-        return gradient
-
-    def climb_keeping_gradient(self, length: float, adaptive: bool = False) -> None:
-        gradient = self.gradient()
-        gradient_norm = self._ascent_norm(gradient)
-        self._save()
-        vectors.copy_(self.live, self.memory.folded(gradient))
-        vectors.displacement_(self.live, length, gradient_norm, self._norm, self.saved if adaptive else None)
-        self._move(self.saved, self.live)
-        self._weights_changed()
-
-    def _move(self, start: Vector, step: Vector) -> None:
-        """The live weights <- start + step, one of which they hold."""
-        self.climbs += 1
-        rounding.move_(self.live, start, step, self.coarse, self.noise(self.climbs))
-
-    def _ascent_norm(self, gradient: Vector) -> Tensor:
-        gradient_norm = self.norm(gradient)
-        if self.checks_overflow and not gradient_norm.isfinite():
-            self.large = True
-            gradient_norm = self.norm(gradient)
-            if not gradient_norm.isfinite():
-                self.put_gradient(gradient)
-                raise NonFiniteAscent
-        if "ascent_grad_norm" not in self.metrics:
-            scale = self.loss_scale() if self.loss_scale is not None else 1.0
-            self.metrics["ascent_grad_norm"] = gradient_norm / scale
-        return gradient_norm
-
-    def _save(self) -> None:
-        if not self.saved:
-            copies = self.weights.copies()
-            self.saved_copies = vectors.clone(copies)
-            self.copies = copies
-            self.saved = vectors.clone(self.live)
-
-    def _weights_changed(self) -> None:
-        """Drop every copy of the old weights: autocast's casts, and what FSDP2 gathered and did not free."""
-        torch.clear_autocast_cache()
-        self.weights.weights_changed()
 
     def _activate(self) -> None:
         """Take up parameters that have a gradient for the first time."""
@@ -188,7 +119,12 @@ class Passes:
 
     # Passes over the batch.
 
+    @property
+    def replays(self) -> int:
+        return self.counted.announced
+
     def replay(self, accumulate: bool = False) -> None:
+        final = self.counted.one_more()
         if not accumulate:
             for parameter in self.trainable:
                 parameter.grad = None
@@ -196,8 +132,6 @@ class Passes:
             parameter.grad = None
         waiting = vectors.local([p.grad for p in self.params]) if accumulate else []
         self.weights.before_replay()
-        self.replays_made += 1
-        final = self.replays_made == self.method.replays
         reduce = self.scope.reduces_ascent or (final and self.scope.reduces_last_replay)
         self.metrics["perturbed_loss"] = self._pass(reduce)
         self.weights.after_pass()
@@ -245,54 +179,5 @@ class Passes:
                 losses.append(closure().detach())
         return torch.stack(losses).sum()
 
-    def mean_over_ranks(self, values: Tensor) -> Tensor:
-        return mean_over_ranks(values, self.weights.rank_groups())
-
-    # Gradients.
-
-    def gradient(self) -> Vector:
-        for parameter in self.params:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            elif vectors.is_sharded(parameter) and parameter.grad.placements != parameter.placements:
-                # Tensor parallel: an embedding's gradient comes as partial sums.
-                parameter.grad = parameter.grad.redistribute(placements=parameter.placements)
-        return vectors.local([p.grad for p in self.params])
-
-    def take_gradient(self) -> Vector:
-        gradient = self.gradient()
-        if self.scope.gradients_are_views:
-            gradient = vectors.clone(gradient)
-        for parameter in self.params:
-            parameter.grad = None
-        return gradient
-
-    def put_gradient(self, gradient: Vector) -> None:
-        for parameter, tensor in zip(self.params, gradient, strict=True):
-            parameter.grad = vectors.shaped_like(tensor, parameter)
-
-    def pad(self, vector: Vector) -> Vector:
-        return vector + [torch.zeros_like(t) for t in vectors.local(self.params[len(vector) :])]
-
-    def norm(self, vector: Vector) -> Tensor:
-        return self._norm(self.memory.folded(vector))
-
-    def _norm(self, folded: Vector) -> Tensor:
-        owners = self.owners[: len(folded)]
-        norm = vectors.norm(folded, owners)
-        return torch.where(norm.isfinite(), norm, vectors.norm_of_large(folded, owners)) if self.large else norm
-
-    def angle(self, a: Vector, b: Vector, a_norm: Tensor, b_norm: Tensor) -> Tensor:
-        self._measure_displacement()
-        a, b = self.memory.folded(a), self.memory.folded(b)
-        return vectors.angle(a, b, a_norm, b_norm, self.live, self.owners)
-
     def descend_after_step(self, vector: Vector, weight: float) -> None:
         self.term = (vector, weight)
-
-    def _measure_displacement(self) -> None:
-        """Note how far the weights really moved (rounding included); spends the live weights."""
-        if self.saved and not self.displaced:
-            self.displaced = True
-            vectors.add_(self.live, self.saved, -1.0)
-            self.metrics["perturbation_norm"] = self._norm(self.live)

@@ -28,14 +28,21 @@ class Scope:
         model: the model that the closures call.
         no_sync: makes a context in which a backward pass does not reduce gradients.
         adds_after_step: whether the method has a term for after the optimizer's step, reduced as gradients are.
+        decides_replays: whether the method decides in every step how many replays it makes, which may be none.
     """
 
     def __init__(
-        self, name: str, model: nn.Module, no_sync: Callable[[], AbstractContextManager[None]], adds_after_step: bool
+        self,
+        name: str,
+        model: nn.Module,
+        no_sync: Callable[[], AbstractContextManager[None]],
+        adds_after_step: bool,
+        decides_replays: bool = False,
     ) -> None:
         self.name = name
         self.no_sync = no_sync
         self.adds_after_step = adds_after_step
+        self.decides_replays = decides_replays
         self.data_parallel = data_parallel_module(model)
 
     @property
@@ -58,7 +65,7 @@ class Scope:
         """Whether gradients are averaged over ranks after the last pass instead of by its backward."""
         if self.data_parallel is None:
             return False
-        return self.is_each_micro_batch or (self.name == "device" and self.adds_after_step)
+        return self.is_each_micro_batch or (self.name == "device" and (self.adds_after_step or self.decides_replays))
 
     @property
     def reduces_last_replay(self) -> bool:

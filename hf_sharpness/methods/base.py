@@ -80,8 +80,23 @@ class Method:
 
     @property
     def replays(self) -> int:
-        """How many further forward-and-backward passes ``run`` makes."""
-        raise NotImplementedError
+        """How many further forward-and-backward passes ``run`` makes, in every step."""
+        raise NotImplementedError(
+            f"{type(self).__name__} says how many replays it makes neither by `replays` nor by `replays_of`"
+        )
+
+    def replays_of(self, step: Step) -> int:
+        """How many further forward-and-backward passes ``run`` is about to make in this step.
+
+        Override it where steps differ, and decide by what all ranks have in common: ``step.number``, norms, ... A step
+        without any has ``p.grad`` as the first pass left it.
+        """
+        return self.replays
+
+    @property
+    def decides_replays(self) -> bool:
+        """Whether steps differ in the number of further passes."""
+        return type(self).replays_of is not Method.replays_of
 
     @property
     def adds_after_step(self) -> bool:

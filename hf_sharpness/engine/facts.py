@@ -1,0 +1,76 @@
+"""What a method may ask for within a step besides moves and passes: products of vectors, and where the training is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import vectors
+from ..vectors import Vector
+from .overlap import Memory
+from .parallel import mean_over_ranks
+from .progress import Progress, learning_rate, peak_learning_rate
+from .weights import Weights
+
+
+class Facts:
+    """A base of ``Passes``: the part of ``methods.step.Step`` that leaves weights and gradients alone.
+
+    Args:
+        weights: where weights and gradients are.
+        progress: how far the training is.
+        loss_scale: returns the factor by which the closures scale their loss, or None.
+    """
+
+    def __init__(self, weights: Weights, progress: Progress, loss_scale: Callable[[], Tensor] | None) -> None:
+        self.weights = weights
+        self.training = progress
+        self.scale_of_loss = loss_scale
+        self.trainable = weights.parameters()
+        self.memory = Memory(vectors.local(self.trainable))
+        self.params: list[nn.Parameter] = []
+        self.owners: Sequence[Any] = []  # of the memory in use
+        self.large = False
+        self.live: Vector = []
+
+    def pad(self, vector: Vector) -> Vector:
+        return vector + [torch.zeros_like(t) for t in vectors.local(self.params[len(vector) :])]
+
+    def norm(self, vector: Vector) -> Tensor:
+        return self._norm(self.memory.folded(vector))
+
+    def _norm(self, folded: Vector) -> Tensor:
+        owners = self.owners[: len(folded)]
+        norm = vectors.norm(folded, owners)
+        return torch.where(norm.isfinite(), norm, vectors.norm_of_large(folded, owners)) if self.large else norm
+
+    def dot(self, a: Vector, b: Vector) -> Tensor:
+        a, b = self.memory.folded(a), self.memory.folded(b)
+        both = min(len(a), len(b))  # what is missing at the end of one is zero
+        return vectors.dot(a[:both], b[:both], self.owners[:both])
+
+    def mean_over_ranks(self, values: Tensor) -> Tensor:
+        return mean_over_ranks(values, self.weights.rank_groups())
+
+    @property
+    def number(self) -> int:
+        return self.training.steps_made
+
+    @property
+    def progress(self) -> float:
+        return self.training.fraction()
+
+    @property
+    def learning_rate(self) -> float | Tensor:
+        return learning_rate(self.weights.optimizer)
+
+    @property
+    def peak_learning_rate(self) -> float | Tensor:
+        return peak_learning_rate(self.weights.optimizer)
+
+    @property
+    def loss_scale(self) -> float | Tensor:
+        return self.scale_of_loss() if self.scale_of_loss is not None else 1.0
