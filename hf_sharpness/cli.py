@@ -1,4 +1,4 @@
-"""The `hf-sharpness` command: train from a recipe, list the bundled recipes, run a script of the user's."""
+"""The `hf-sharpness` command: train from a recipe, compare methods on it, list recipes, run a script of the user's."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run", help="run a script written for transformers' Trainer: run SCRIPT [its arguments ...]", add_help=False
     )
     run.add_argument("arguments", nargs=argparse.REMAINDER)
+    compare = commands.add_parser(
+        "compare", help="does it help on my task? compare RECIPE [--arms base,sam,wsam,xsam] [...]", add_help=False
+    )
+    compare.add_argument("arguments", nargs=argparse.REMAINDER)
     commands.add_parser("recipes", help="list the bundled recipes", aliases=["list"])
 
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -44,6 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         from hf_sharpness.run import main as run_script
 
         return run_script(arguments[1:])
+    if arguments[:1] == ["compare"]:
+        try:
+            from hf_sharpness.compare.cli import main as compare_arms
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("hf_sharpness"):
+                raise
+            print(
+                f"hf-sharpness: error: compare needs {error.name}; install it with `pip install hf_sharpness[compare]`",
+                file=sys.stderr,
+            )
+            return 2
+        return compare_arms(arguments[1:])
     try:
         if arguments[:1] == ["train"]:  # its flags are TrainingArguments' own, too slow to load for --version
             require_recipes_extra("train")

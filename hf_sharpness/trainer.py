@@ -28,7 +28,6 @@ from .training import card
 from .training.averages import Averages
 from .training.callback import SharpnessCallback, at_epoch_boundary
 from .training.replay import FirstPass
-from .training.tally import tallied
 
 _STOCK_TRAINER = transformers.Trainer  # `hf-sharpness run` puts ours in its place
 
@@ -73,16 +72,14 @@ class _SharpnessTrainer:
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' own. However it ends, the weights are not left perturbed."""
         self.remove_callback(SharpnessCallback)
-        if not self.uses_sharpness:
+        if self.uses_sharpness:
+            callback = SharpnessCallback()
+            callback.attach(self)
+            self.add_callback(callback)
+        try:
             return super().train(*args, **kwargs)
-        callback = SharpnessCallback()
-        callback.attach(self)
-        self.add_callback(callback)
-        with tallied(self.args):
-            try:
-                return super().train(*args, **kwargs)
-            finally:
-                self._close_engine()
+        finally:
+            self._close_engine()
 
     def _close_engine(self) -> None:
         engine, self._engine = self._engine, None

@@ -19,6 +19,7 @@ LAYERS = [
     {"training"},
     {"trainer"},
     {"run", "patching", "tasks", "integrations"},
+    {"compare"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

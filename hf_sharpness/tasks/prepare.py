@@ -76,8 +76,7 @@ def prepare(recipe: Recipe, overwrite: bool = False) -> PreparedRun:
     set_seed(arguments.seed)  # Trainer seeds too, but only after the model has drawn its weights
     with arguments.main_process_first(desc="reading the data"):
         data = load_data(recipe)
-    build = build_image_task if recipe.task == "image-classification" else build_text_task
-    task = build(recipe, data)
+    task = build_task(recipe, data)
     try:
         trainer = Trainer(
             model=task.model,
@@ -96,6 +95,16 @@ def prepare(recipe: Recipe, overwrite: bool = False) -> PreparedRun:
             trainer.remove_callback(callback)
         trainer.add_callback(Columns(recipe.metrics, arguments.uses_sharpness, bar=not arguments.disable_tqdm))
     return PreparedRun(recipe, arguments, data, task, trainer, checkpoint)
+
+
+def build_task(recipe: Recipe, data: Data) -> Task:
+    """Make the model and the data sets of a recipe whose data have been read.
+
+    Raises:
+        RecipeError: The model cannot be built or loaded, or does not fit the data.
+    """
+    build = build_image_task if recipe.task == "image-classification" else build_text_task
+    return build(recipe, data)
 
 
 def method_in_words(arguments: Any) -> str:

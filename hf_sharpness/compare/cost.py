@@ -1,0 +1,118 @@
+"""What a step of each arm costs, measured before the study begins: passes, and processor time with one thread."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ..tasks.prepare import PreparedRun
+from ..tasks.run import train
+from .arms import Arm, settings_of
+from .observe import Observer
+
+_ROUNDS, STEPS, WARM_UP = 3, 8, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The cost of an arm's optimizer step.
+
+    Args:
+        passes: Forward and backward passes over the effective batch, a forward alone a third.
+        seconds: Processor time with one thread; on an accelerator time on the clock.
+    """
+
+    passes: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How large the task is: optimizer steps of an epoch, and seconds that a run takes besides its steps."""
+
+    steps_per_epoch: float
+    overhead: float
+
+
+class Seen(Protocol):
+    """What was counted of a few steps (`Observer`, or the record of a script)."""
+
+    micro_batches: int
+    with_gradient: int
+    forward_only: int
+    step_seconds: Sequence[float]
+
+
+def measure_costs(prepared: Callable[..., PreparedRun], arms: Sequence[Arm]) -> tuple[dict[str, Cost], Scale]:
+    """Train each arm for a few steps, the arms taking turns, and return their costs by name, and the task's scale.
+
+    Args:
+        prepared: Makes a run that has not begun, from training arguments, a seed, and whether it is a final one.
+        arms: The arms that have runs.
+    """
+    seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
+    seen: dict[str, Seen] = {}
+    overheads: list[float] = []
+    steps_per_epoch = 1.0
+    with _one_thread():
+        for _ in range(_ROUNDS):
+            for arm in arms:
+                settings = settings_of(arm)[0]
+                with tempfile.TemporaryDirectory(prefix="hf-sharpness-") as folder, warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    arguments = {**arm.arguments, **settings, "max_steps": STEPS, "output_dir": folder}
+                    began = time.process_time()
+                    run = prepared(arguments, 0, False)
+                    observer = Observer()
+                    run.trainer.add_callback(observer)
+                    train(run)
+                    run.trainer.evaluate()
+                    overheads.append(time.process_time() - began - sum(observer.step_seconds))
+                batches = len(run.trainer.get_train_dataloader())
+                steps_per_epoch = max(1.0, batches / run.arguments.gradient_accumulation_steps)
+                seconds[arm.name] += observer.step_seconds[WARM_UP:]
+                seen[arm.name] = observer
+    costs = {arm.name: cost_of(seen[arm.name], arm, steps_per_epoch, seconds[arm.name]) for arm in arms}
+    return costs, Scale(steps_per_epoch, float(np.median(overheads)))
+
+
+def passes_of_a_step(seen: Seen, arm: Arm, steps_per_epoch: float) -> float:
+    """Passes a step; a search that is made once an epoch is spread over the epoch, however few steps were tried."""
+    batches = max(seen.micro_batches, 1)
+    searched, steps = seen.forward_only / 3, len(seen.step_seconds)
+    if arm.arguments.get("xsam_refresh", "epoch") == "epoch" and steps:
+        searched *= steps / (math.ceil(steps / steps_per_epoch) * steps_per_epoch)
+    return (seen.with_gradient + searched) / batches
+
+
+def cost_of(seen: Seen, arm: Arm, steps_per_epoch: float, step_seconds: Sequence[float]) -> Cost:
+    """The cost of an arm from a few steps, of which the first ones, that warm up and search, are not timed.
+
+    Args:
+        seen: The passes that were counted.
+        arm: Whose they are.
+        steps_per_epoch: Optimizer steps of an epoch.
+        step_seconds: Times of the steps, without the first ones.
+    """
+    passes = passes_of_a_step(seen, arm, steps_per_epoch)
+    timed = seen.with_gradient / max(seen.micro_batches, 1)  # the forward passes of a search come on top
+    return Cost(passes, float(np.median(step_seconds)) * passes / timed)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,121 @@
+"""What flatness is said to buy besides accuracy, measured on one final model: none of it is part of a verdict."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+SHARPNESS_RHO = 0.05
+SHARPNESS_EXAMPLES = 512
+NOISE_SHARE = 0.1
+"""Standard deviation of the input noise, as a share of the range of the pixels."""
+
+NAMES = {
+    "nll": "negative log-likelihood",
+    "calibration_error": "calibration error",
+    "at_8_bits": "with weights of 8 bits",
+    "at_4_bits": "with weights of 4 bits",
+    "under_noise": "under input noise",
+    "on_second_test": "on the second data set",
+    "sharpness": "sharpness at the end",
+}
+"""Measure -> how a table calls it."""
+LOWER_IS_BETTER = ("nll", "calibration_error", "sharpness")
+
+
+def likelihood_and_calibration(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Negative log-likelihood (nats) and the calibration error over 15 bins (arXiv 1706.04599, by torchmetrics).
+
+    Args:
+        logits: [examples, classes].
+        labels: [examples], class ids.
+    """
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    scores, references = torch.from_numpy(np.asarray(logits, dtype=np.float32)), torch.from_numpy(np.asarray(labels))
+    if not bool(torch.isfinite(scores).all()):
+        return {"nll": float("nan"), "calibration_error": float("nan")}
+    error = multiclass_calibration_error(scores.softmax(-1), references, num_classes=scores.shape[-1], n_bins=15)
+    return {"nll": float(nn.functional.cross_entropy(scores, references)), "calibration_error": float(error)}
+
+
+@contextlib.contextmanager
+def rounded_weights(model: nn.Module, bits: int) -> Iterator[None]:
+    """Inside, every weight with two dimensions or more is rounded to `bits` bits; afterwards it is what it was.
+
+    Round to nearest, symmetric, one scale for each row (output channel): 2^(bits-1) - 1 levels either side of zero.
+    """
+    weights = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
+    own = [weight.detach().clone() for weight in weights]
+    top = 2 ** (bits - 1) - 1
+    try:
+        with torch.no_grad():
+            for weight in weights:
+                rows = weight.flatten(1)
+                scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / top
+                weight.copy_(((rows / scale).round() * scale).view_as(weight))
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, own, strict=True):
+                weight.copy_(value)
+
+
+class NoisyImages(Dataset):
+    """A data set whose `pixel_values` carry Gaussian noise, the same for an image in every run."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        pixels = torch.stack([dataset[index]["pixel_values"] for index in range(min(64, len(dataset)))])
+        self.deviation = NOISE_SHARE * float(pixels.max() - pixels.min())
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = dict(self.dataset[index])
+        pixels = example["pixel_values"]
+        generator = torch.Generator().manual_seed(index)
+        noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32)
+        example["pixel_values"] = pixels + self.deviation * noise.to(pixels)
+        return example
+
+
+def sharpness(trainer: Any) -> float:
+    """L(w + rho g/|g|) - L(w) over the first 512 training examples, at rho .05 and without dropout.
+
+    A figure to look at: how sharp a minimum is does not predict how well it generalises (arXiv 2302.07011).
+    """
+    from ..loop import SAM
+
+    model = trainer.model
+    examples = [trainer.train_dataset[i] for i in range(min(SHARPNESS_EXAMPLES, len(trainer.train_dataset)))]
+    size = trainer.args.per_device_eval_batch_size
+    batches = [examples[start : start + size] for start in range(0, len(examples), size)]
+
+    def closure() -> torch.Tensor:
+        total = torch.zeros((), device=trainer.args.device)
+        for batch in batches:
+            inputs = trainer._prepare_inputs(trainer.data_collator(batch))
+            loss = model(**inputs).loss * (len(batch) / len(examples))
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    training = model.training
+    model.eval()
+    model.zero_grad()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    try:
+        sam = SAM(model, optimizer, rho=SHARPNESS_RHO)
+        sam.backward(closure)
+        return float(sam.metrics["sharpness"])
+    finally:
+        model.zero_grad()
+        model.train(training)

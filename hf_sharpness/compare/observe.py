@@ -1,0 +1,110 @@
+"""What a training run costs, and whether it diverged: passes, processor time and peak memory, seen from a callback."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Observer(TrainerCallback):
+    """Counts and times the steps of one training.
+
+    Attributes:
+        micro_batches: Micro-batches seen, each once whatever number of passes it took.
+        with_gradient: Forward passes of the model in training that a backward pass follows.
+        forward_only: Those without.
+        step_seconds: Of each optimizer step, without the loading of its data: processor time of the process, or time
+            on the clock with the device synchronised where there is an accelerator.
+        diverged: Whether a logged loss was not finite.
+    """
+
+    def __init__(self) -> None:
+        self.micro_batches = self.with_gradient = self.forward_only = 0
+        self.step_seconds: list[float] = []
+        self.diverged = False
+        self._began: float | None = None
+        self._hook: Any = None
+
+    @property
+    def passes(self) -> float:
+        """Passes over a micro-batch, forward and backward together; a forward alone counts a third."""
+        return (self.with_gradient + self.forward_only / 3) / max(self.micro_batches, 1)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+        reset_peak_memory()
+        self._hook = model.register_forward_pre_hook(self._count)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the hook off the model; also after a training that broke off."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._began = _now()
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.micro_batches += 1
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.micro_batches += 1
+        if self._began is not None:
+            self.step_seconds.append(_now() - self._began)
+            self._began = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is not None and not math.isfinite(float(loss)):
+            self.diverged = True
+
+    def _count(self, model: nn.Module, inputs: Any) -> None:
+        if model.training:
+            if torch.is_grad_enabled():
+                self.with_gradient += 1
+            else:
+                self.forward_only += 1
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def reset_peak_memory() -> None:
+    """Begin to measure the peak anew: of the CUDA device, else of the process (Linux only)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError):  # another system: `peak_memory` says None
+        _CLEAR.write_text("5")
+
+
+def peak_memory() -> float | None:
+    """The peak since `reset_peak_memory` in MiB; None where it cannot be had."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())
+    except OSError:
+        return None
+    return int(found.group(1)) / 1024 if found else None
+
+
+def weights_are_finite(model: nn.Module) -> bool:
+    """Whether every weight is a finite number."""
+    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
