@@ -11,7 +11,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -35,7 +35,13 @@ LOGGED = ("perturbed_loss", "sharpness", "ascent_grad_norm", "perturbation_norm"
 """Logged for every method, beside what the method measures of its own."""
 
 
-class _SharpnessTrainer:
+if TYPE_CHECKING:
+    _Base = transformers.Trainer
+else:  # it is mixed into a Trainer, here or by the user
+    _Base = object
+
+
+class _SharpnessTrainer(_Base):
     """What ``SharpnessTrainerMixin`` and this package's Trainers have in common, which is all of it.
 
     A base of its own for the reason that ``_SharpnessArguments`` is one.

@@ -289,7 +289,7 @@ def slerp_weights(psi: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     )
 
 
-def average_over_ranks_(vector: Vector, group: object = None, bucket_bytes: int = 25 * 2**20) -> None:
+def average_over_ranks_(vector: Vector, group: Any = None, bucket_bytes: int = 25 * 2**20) -> None:
     """vector <- its mean over the ranks of a process group, in flat buckets (one all-reduce for each)."""
     world = torch.distributed.get_world_size(group)
     for bucket in _buckets(vector, bucket_bytes):

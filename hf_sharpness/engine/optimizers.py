@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
 def base_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimizer that steps, without the wrappers that Accelerate and DeepSpeed put around it."""
-    base = inner = optimizer
+    base = optimizer
+    inner: Any = optimizer
     while (inner := getattr(inner, "optimizer", None)) is not None:
         if isinstance(inner, torch.optim.Optimizer):  # DeepSpeed's wrapper is none
             base = inner

@@ -106,7 +106,7 @@ def _storage(tensor: Tensor) -> int:
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
     """The first element of its storage that a tensor uses, and the one after the last."""
-    first = tensor.storage_offset()
+    first = int(tensor.storage_offset())
     steps = zip(tensor.size(), tensor.stride(), strict=True)
     return first, first + sum((size - 1) * stride for size, stride in steps) + 1
 
@@ -138,8 +138,8 @@ def _overlapping(tensors: Vector) -> list[tuple[int, ...]]:
             group.append(index)
             end = max(end, after)
         groups += [tuple(group)] if len(group) > 1 else []
-    for group in groups:
-        dtypes = {tensors[i].dtype for i in group}
+    for together in groups:
+        dtypes = {tensors[i].dtype for i in together}
         if len(dtypes) > 1:
             raise ValueError(
                 f"parameters of the types {', '.join(sorted(map(str, dtypes)))} lie on the same memory, which "

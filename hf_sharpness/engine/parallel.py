@@ -24,7 +24,7 @@ def data_parallel_module(model: nn.Module) -> DistributedDataParallel | None:
     return next((m for m in model.modules() if isinstance(m, DistributedDataParallel)), None)
 
 
-def sharded_modules(model: nn.Module) -> list[nn.Module]:
+def sharded_modules(model: nn.Module) -> list[FSDPModule]:
     """The modules that FSDP2 shards."""
     return [m for m in model.modules() if isinstance(m, FSDPModule)]
 
@@ -54,7 +54,7 @@ def rank_groups(model: nn.Module, parameters: Iterable[nn.Parameter]) -> list[An
     wrapper = data_parallel_module(model)
     if wrapper is not None:
         return [wrapper.process_group]
-    sharded = next((p for p in parameters if is_sharded(p)), None)
+    sharded: Any = next((p for p in parameters if is_sharded(p)), None)
     return [] if sharded is None else sharded.device_mesh.get_all_groups()
 
 
@@ -67,9 +67,9 @@ def mean_over_ranks(values: Tensor, groups: list[Any]) -> Tensor:
     return values
 
 
-def is_tensor_parallel(model: nn.Module, parameters: Iterable[nn.Parameter]) -> bool:
+def is_tensor_parallel(model: nn.Module, parameters: Iterable[Tensor]) -> bool:
     """Whether ranks share weights whose gradients they do not average: rounded at random, those would drift apart."""
-    sharded = [p for p in parameters if is_sharded(p)]
+    sharded: list[Any] = [p for p in parameters if is_sharded(p)]
     if not sharded_modules(model):
         return bool(sharded)
     return any("tp" in (p.device_mesh.mesh_dim_names or ()) for p in sharded)

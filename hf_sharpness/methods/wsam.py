@@ -61,6 +61,7 @@ class WSAM(SAM):
         return self.mode == "decoupled" and not self.is_plain
 
     def run(self, step: Step) -> None:
+        assert self.gamma is not None  # filled in by `resolved`
         a = self.gamma / (1 - self.gamma)
         step.climb_keeping_gradient(self.rho / self.steps, self.adaptive)
         g = step.take_gradient()

@@ -88,7 +88,7 @@ class XSAM(SAM):
         """Whether the coming step searches for alpha."""
         if self.alpha is not None:
             return False
-        due = self.epoch_begins if self.refresh == "epoch" else self.steps_taken % self.refresh == 0
+        due = self.steps_taken % self.refresh == 0 if isinstance(self.refresh, int) else self.epoch_begins
         return due or self.found_alpha is None
 
     def run(self, step: Step) -> None:

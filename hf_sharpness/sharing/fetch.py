@@ -79,12 +79,12 @@ def fetch(
     if not local_files_only:
         _refuse_large(hf_hub_url(repo_id, filename, revision=revision), token, origin)
     try:
-        path = hf_hub_download(
+        downloaded = hf_hub_download(
             repo_id,
             filename,
             revision=revision,
             token=token,
-            cache_dir=cache_dir,
+            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
             local_files_only=local_files_only,
             force_download=force_download,
             library_name="hf_sharpness",
@@ -93,7 +93,7 @@ def fetch(
     except Exception as error:  # also whatever the client's transport raises
         problem = _explained(error, filename, revision)
         raise OSError(f"{name}: no local file or folder, and the repo {repo_id} on the Hub {problem}") from error
-    return Path(path), origin
+    return Path(downloaded), origin
 
 
 def _refuse_large(url: str, token: str | bool | None, origin: str) -> None:
