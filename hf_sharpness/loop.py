@@ -15,6 +15,7 @@ for batch in data:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,16 @@ from .engine import Closure, Engine
 class SharpnessAware:
     """A method tied to a model and its base optimizer, which is left as it is: step it, schedule it, save it as ever.
 
+    Args:
+        method: the method with its hyper-parameters.
+        model: the model that the closure calls.
+        optimizer: the base optimizer.
+        scope: whose gradient makes the perturbation: "global", "device" or "micro_batch". Default "global".
+        scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one. Default None.
+        autocast_dtype: the type of the closure's autocast, if it has one; matters for weights out of a bf16 checkpoint.
+            Default None.
+        total_steps: how many optimizer steps the training makes, for a method that goes by its progress. Default None.
+
     Attributes:
         engine: the engine that runs the passes.
     """
@@ -40,12 +51,21 @@ class SharpnessAware:
         scope: str = "global",
         scaler: Any = None,
         autocast_dtype: torch.dtype | None = None,
+        total_steps: int | None = None,
     ) -> None:
         device = next(model.parameters()).device
         scale: Callable[[], Tensor] | None = None
         if scaler is not None and scaler.is_enabled():
             scale = lambda: scaler.scale(torch.ones((), device=device))  # noqa: E731
-        self.engine = Engine(method, model, optimizer, scope=scope, loss_scale=scale, autocast_dtype=autocast_dtype)
+        self.engine = Engine(
+            method,
+            model,
+            optimizer,
+            scope=scope,
+            loss_scale=scale,
+            autocast_dtype=autocast_dtype,
+            total_steps=total_steps,
+        )
 
     @property
     def method(self) -> methods.Method:
@@ -86,12 +106,26 @@ class SharpnessAware:
         return torch.stack(losses).sum()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold besides model, optimizer and scheduler (XSAM's alpha), in JSON types."""
-        return self.method.state_dict()
+        """What a checkpoint must hold besides model, optimizer and scheduler, for ``torch.save``.
+
+        XSAM's alpha, the number of the step, and the tensors that a method keeps: where weights are sharded, this
+        rank's, so that each rank saves its own.
+        """
+        return {**self.method.state_dict(), "course": self.engine.course.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved state."""
+        """Take over a saved state (``torch.load`` with ``weights_only=True`` reads it).
+
+        Tensors that the method kept on another number of ranks, or of other shapes, start anew, with a warning.
+        """
+        state = dict(state)
+        reason = self.engine.course.load_state_dict(state.pop("course", {}))
         self.method.load_state_dict(state)
+        if reason is not None:
+            names = ", ".join(self.method.keeps)
+            warnings.warn(
+                f"what the method keeps ({names}) starts anew, as the state was not taken over: {reason}", stacklevel=2
+            )
 
 
 class SAM(SharpnessAware):

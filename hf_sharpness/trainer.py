@@ -24,7 +24,7 @@ from .engine.deepspeed.step import DeferredStep
 from .engine.deepspeed.weights import USED_BEFORE, ZeroWeights, weights_of
 from .engine.parallel import gradients_unreduced
 from .sharing import config
-from .training import card
+from .training import card, kept
 from .training.averages import Averages
 from .training.callback import SharpnessCallback, at_epoch_boundary
 from .training.replay import FirstPass
@@ -53,6 +53,7 @@ class _SharpnessTrainer(_Base):
     _gradient_is_ready = False
     _first_epoch_has_begun = False
     _replaying = False
+    _resumed_from: str | None = None
 
     @property
     def uses_sharpness(self) -> bool:
@@ -78,6 +79,7 @@ class _SharpnessTrainer(_Base):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' own. However it ends, the weights are not left perturbed."""
         self.remove_callback(SharpnessCallback)
+        self._resumed_from = None
         if self.uses_sharpness:
             callback = SharpnessCallback()
             callback.attach(self)
@@ -131,7 +133,9 @@ class _SharpnessTrainer(_Base):
             total_steps=self.state.max_steps,
             began_on_grid=earlier.get("began_on_grid", False),
         )
-        self._engine.progress.steps_made = self.state.global_step
+        self._engine.course.progress.steps_made = self.state.global_step
+        if self._resumed_from is not None:
+            kept.load(self._engine.course.kept, self._resumed_from, self.args.process_index, self._sum_over_ranks)
         self._averages = Averages((*LOGGED, *self._engine.method.metrics))
         # A resume may begin in the middle of an epoch, which is then no new one.
         if at_epoch_boundary(self.state):
@@ -259,10 +263,18 @@ class _SharpnessTrainer(_Base):
         with self._engine.clean_weights() if self._engine is not None else contextlib.nullcontext():
             super().save_model(output_dir, *args, **kwargs)
 
-    def _save_optimizer_and_scheduler(self, *args: Any, **kwargs: Any) -> None:
-        """transformers' own. DeepSpeed's state has the weights in it: the unperturbed ones."""
+    def _save_optimizer_and_scheduler(self, output_dir: str, *args: Any, **kwargs: Any) -> None:
+        """transformers' own, and the tensors that the method keeps. DeepSpeed's state has the weights in it: the
+        unperturbed ones."""
         with self._engine.clean_weights() if self._engine is not None else contextlib.nullcontext():
-            super()._save_optimizer_and_scheduler(*args, **kwargs)
+            super()._save_optimizer_and_scheduler(output_dir, *args, **kwargs)
+        if self._engine is not None:
+            kept.save(self._engine.course.kept, output_dir, self.args.process_index)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> None:
+        """transformers' own. What the method keeps is loaded once the engine is there."""
+        super()._load_optimizer_and_scheduler(checkpoint, *args, **kwargs)
+        self._resumed_from = checkpoint
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """transformers' own, with method, hyper-parameters, measured sharpness, papers and tags."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 try:
-    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor import DTensor, Replicate
 except ImportError:  # a torch build without distributed support has no sharded tensors
 
     class DTensor:  # type: ignore[no-redef]
@@ -54,6 +54,14 @@ def shaped_like(tensor: Tensor, owner: Tensor) -> Tensor:
         return tensor
     return DTensor.from_local(
         tensor, owner.device_mesh, owner.placements, run_check=False, shape=owner.shape, stride=owner.stride()
+    )
+
+
+def shard_of(whole: Tensor, owner: Tensor) -> Tensor:
+    """This rank's shard of a tensor that every rank has whole, as a ``DTensor`` placed as the owner is."""
+    replicated = [Replicate()] * owner.device_mesh.ndim
+    return DTensor.from_local(whole, owner.device_mesh, replicated, run_check=False).redistribute(
+        placements=owner.placements
     )
 
 

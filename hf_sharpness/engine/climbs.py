@@ -10,8 +10,8 @@ from torch import Tensor
 from .. import vectors
 from ..vectors import Vector
 from . import rounding
+from .course import Course
 from .facts import Facts
-from .progress import Progress
 from .scopes import Scope
 from .weights import Weights
 
@@ -26,7 +26,7 @@ class Climbs(Facts):
     Args:
         weights: where weights and gradients are.
         scope: how gradients are reduced over ranks.
-        progress: how far the training is.
+        course: what the steps are part of.
         noise: makes the random bits for a use within these passes, given its number.
         loss_scale: returns the factor by which the closures scale their loss, or None.
         checks_overflow: whether every ascent looks first if its gradient is finite.
@@ -37,13 +37,13 @@ class Climbs(Facts):
         self,
         weights: Weights,
         scope: Scope,
-        progress: Progress,
+        course: Course,
         noise: Callable[[int], rounding.Noise],
         loss_scale: Callable[[], Tensor] | None,
         checks_overflow: bool,
         loss: Tensor,
     ) -> None:
-        super().__init__(weights, progress, loss_scale)
+        super().__init__(weights, course, loss_scale)
         self.scope = scope
         self.noise = noise
         self.checks_overflow = checks_overflow

@@ -19,7 +19,11 @@ from .. import vectors
 from ..methods import Method
 from .after_step import AfterStep
 from .checks import check_supported
+from .course import Course
 from .deepspeed.config import is_engine
+from .directions import Directions
+from .kept import Kept
+from .measured import merged
 from .micro_batch import Closure, MicroBatch
 from .optimizers import base_optimizer, is_adaptive
 from .parallel import gradients_unreduced
@@ -51,8 +55,7 @@ class Engine:
         began_on_grid: the training, now resumed, began with weights that are bfloat16 numbers (``weights.on_grid``).
 
     Attributes:
-        progress: counts the optimizer steps; a resumed run sets ``progress.steps_made``, for its random numbers to go
-            on.
+        course: what goes on from step to step; a resumed run loads it.
 
     Raises:
         ValueError: the combination cannot be exact; the message says what to do instead.
@@ -88,7 +91,8 @@ class Engine:
         self.scope = Scope(scope, model, no_sync, self.method.adds_after_step, self.method.decides_replays)
         self.loss_scale = loss_scale
         self.metrics: dict[str, Tensor | float] = {}
-        self.progress = Progress(total_steps)
+        kept = Kept(self.method.name, self.method.keeps, self.weights)
+        self.course = Course(Progress(total_steps), kept, Directions(self.weights, self.scope.reduces_ascent))
         self.after_step: AfterStep | None = None
         self.hooks: list[RemovableHandle] = []
         if self.method.adds_after_step:
@@ -168,14 +172,14 @@ class Engine:
             self.terms = self.scope.average(self.parameters(), self.terms)
         if self.method.adds_after_step:
             self._prepare_after_step()
-        self.metrics = self._merged_metrics()
-        self.progress.steps_made += 1
+        self.metrics = merged(self.measured)
+        self.course.step_made(only_finite=self.checks_overflow)
         self._forget_step()
 
     def noise(self, use: int) -> Noise:
         """Random bits for one use within this run of the method; another run, step or shard gets others."""
         return Noise(
-            torch.initial_seed(), self.weights.shard_index(), self.progress.steps_made, len(self.measured), use
+            torch.initial_seed(), self.weights.shard_index(), self.course.progress.steps_made, len(self.measured), use
         )
 
     def abort(self) -> None:
@@ -184,6 +188,7 @@ class Engine:
         if passes is not None:
             passes.restore()
         self.weights.abandon()
+        self.course.step_failed()
         self.after_step = None
         self._forget_step()
 
@@ -233,7 +238,7 @@ class Engine:
             self.micro_batches,
             self.buffers,
             loss,
-            progress=self.progress,
+            course=self.course,
             noise=self.noise,
             loss_scale=self.loss_scale,
             checks_overflow=self.checks_overflow,
@@ -271,17 +276,6 @@ class Engine:
             self.before = dict(zip(self.terms, vectors.clone(vectors.local(list(self.terms))), strict=True))
         self.after_step = AfterStep(self.terms, self.term_weight, self.before, self.weights)
         self.before = {}
-
-    def _merged_metrics(self) -> dict[str, Tensor | float]:
-        """What was measured in this step: losses summed over micro-batches that ran alone, the rest averaged."""
-        merged: dict[str, Tensor | float] = {}
-        for name in {name for metrics in self.measured for name in metrics}:
-            values = [metrics[name] for metrics in self.measured if name in metrics]
-            total = sum(values[1:], start=values[0])
-            merged[name] = total if name in ("loss", "perturbed_loss") else total / len(values)
-        if "perturbed_loss" in merged:
-            merged["sharpness"] = merged["perturbed_loss"] - merged["loss"]
-        return merged
 
     def _before_optimizer_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self.after_step is not None:

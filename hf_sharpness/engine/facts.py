@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from .. import vectors
 from ..vectors import Vector
+from .course import Course
+from .optimizers import optimizer_state
 from .overlap import Memory
 from .parallel import mean_over_ranks
-from .progress import Progress, learning_rate, peak_learning_rate
+from .progress import learning_rate, peak_learning_rate
 from .weights import Weights
 
 
@@ -21,13 +23,18 @@ class Facts:
 
     Args:
         weights: where weights and gradients are.
-        progress: how far the training is.
+        course: what the step is part of.
         loss_scale: returns the factor by which the closures scale their loss, or None.
     """
 
-    def __init__(self, weights: Weights, progress: Progress, loss_scale: Callable[[], Tensor] | None) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        course: Course,
+        loss_scale: Callable[[], Tensor] | None,
+    ) -> None:
         self.weights = weights
-        self.training = progress
+        self.course = course
         self.scale_of_loss = loss_scale
         self.trainable = weights.parameters()
         self.memory = Memory(vectors.local(self.trainable))
@@ -52,16 +59,31 @@ class Facts:
         both = min(len(a), len(b))  # what is missing at the end of one is zero
         return vectors.dot(a[:both], b[:both], self.owners[:both])
 
+    def random_direction(self) -> Vector:
+        return self.course.directions.draw(self.number, self.params, self.memory)
+
+    def optimizer_state(self, key: str) -> Vector | None:
+        return optimizer_state(self.weights.optimizer, self.params, key)
+
+    def has_kept(self, name: str) -> bool:
+        return self.course.kept.has(name)
+
+    def kept(self, name: str) -> Vector | None:
+        return self.course.kept.get(name, self.params, self.loss_scale)
+
+    def keep(self, name: str, vector: Vector) -> None:
+        self.course.kept.put(name, self.params, self.pad(vector), self.loss_scale)
+
     def mean_over_ranks(self, values: Tensor) -> Tensor:
         return mean_over_ranks(values, self.weights.rank_groups())
 
     @property
     def number(self) -> int:
-        return self.training.steps_made
+        return self.course.progress.steps_made
 
     @property
     def progress(self) -> float:
-        return self.training.fraction()
+        return self.course.progress.fraction()
 
     @property
     def learning_rate(self) -> float | Tensor:

@@ -1,10 +1,14 @@
-"""What a base optimizer is: the one inside its wrappers, and whether it is adaptive."""
+"""What a base optimizer is: the one inside its wrappers, whether it is adaptive, and what it holds by parameter."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
+
+from ..vectors import Vector, local
 
 
 def base_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -26,3 +30,45 @@ def is_adaptive(optimizer: torch.optim.Optimizer | str) -> bool:
     if isinstance(optimizer, str):
         return optimizer != "sgd"
     return not isinstance(optimizer, torch.optim.SGD)
+
+
+STATE_NAMES = {
+    "momentum": ("exp_avg", "momentum_buffer"),
+    "second_moment": ("exp_avg_sq", "square_avg", "sum"),
+}
+"""What optimizers call their moments: Adam and its kin, Lion; SGD and RMSprop with momentum; RMSprop; Adagrad."""
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], key: str) -> Vector | None:
+    """A copy of what the optimizer holds for each parameter, this rank's shards.
+
+    Args:
+        optimizer: the base optimizer.
+        params: some of its parameters.
+        key: ``momentum``, ``second_moment``, or the optimizer's own name of a state.
+
+    Returns:
+        A vector with zeros for parameters without such a state; None as long as none has one.
+
+    Raises:
+        ValueError: the optimizer has no such state, or not one number for each weight.
+    """
+    names = STATE_NAMES.get(key, (key,))
+    remedy = "use one that has, such as AdamW or SGD with momentum"
+    states = [optimizer.state.get(p, {}) for p in params]
+    found = [next((state[name] for name in names if state.get(name) is not None), None) for state in states]
+    if all(tensor is None for tensor in found):
+        never = key == "momentum" and all(group.get("momentum") == 0 for group in optimizer.param_groups)
+        if never or any(states):
+            raise ValueError(f"the base optimizer {type(optimizer).__name__} has no state {key!r}: {remedy}")
+        return None
+    vector = []
+    for weight, tensor in zip(local(params), found, strict=True):
+        held = torch.zeros_like(weight) if tensor is None else local([tensor])[0]
+        if held.shape != weight.shape or not held.is_floating_point():
+            raise ValueError(
+                f"the base optimizer {type(optimizer).__name__} holds its state {key!r} in a form of its own "
+                f"({tuple(held.shape)} {held.dtype} for a weight of {tuple(weight.shape)}): {remedy}"
+            )
+        vector.append(held.to(weight.device, copy=True))
+    return vector

@@ -12,8 +12,8 @@ from ..methods import Method
 from ..vectors import Vector
 from . import rounding
 from .climbs import Climbs, NonFiniteAscent
+from .course import Course
 from .micro_batch import MicroBatch
-from .progress import Progress
 from .replays import Replays
 from .scopes import Scope
 from .skip_backward import SkipBackward
@@ -32,7 +32,7 @@ class Passes(Climbs):
         micro_batches: those whose first pass has been made.
         buffers: the model's buffers at the start of the first pass.
         loss: the loss of the first pass.
-        progress: how far the training is.
+        course: what the steps are part of.
         noise: makes the random bits for a use within these passes, given its number.
         loss_scale: returns the factor by which the closures scale their loss, or None.
         checks_overflow: whether every ascent looks first if its gradient is finite.
@@ -48,12 +48,12 @@ class Passes(Climbs):
         buffers: BufferState,
         loss: Tensor,
         *,
-        progress: Progress,
+        course: Course,
         noise: Callable[[int], rounding.Noise],
         loss_scale: Callable[[], Tensor] | None,
         checks_overflow: bool,
     ) -> None:
-        super().__init__(weights, scope, progress, noise, loss_scale, checks_overflow, loss)
+        super().__init__(weights, scope, course, noise, loss_scale, checks_overflow, loss)
         self.method = method
         self.micro_batches = micro_batches
         self.buffers_before = buffers
@@ -75,6 +75,7 @@ class Passes(Climbs):
                 self.method.run(self)
                 self.counted.check_all_made()
             except NonFiniteAscent:
+                self.course.kept.spoil()
                 if self.scope.reduces_last_replay and self.counted.skip_to_last():
                     # The other ranks reduce with their last replay: take part, and pass the non-finite values on.
                     self.replay(accumulate=True)

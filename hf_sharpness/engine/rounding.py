@@ -29,10 +29,17 @@ class Noise:
 
     def sixteen_bits(self, like: Tensor) -> Tensor:
         """Independent integers from 0 to 2^16 - 1, as int32."""
-        generator = self.generators.get(like.device)
-        if generator is None:
-            generator = self.generators[like.device] = torch.Generator(like.device).manual_seed(self.seed)
+        generator = self._generator(like.device)
         return torch.randint(0, 2**16, like.shape, generator=generator, dtype=torch.int32, device=like.device)
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Independent standard normal numbers."""
+        return torch.randn(shape, generator=self._generator(device), dtype=dtype, device=device)
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if device not in self.generators:
+            self.generators[device] = torch.Generator(device).manual_seed(self.seed)
+        return self.generators[device]
 
 
 def move_(

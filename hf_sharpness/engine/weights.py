@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -46,6 +47,21 @@ class Weights:
     def shard_index(self) -> int:
         """Differs between ranks that hold different weights."""
         return torch.distributed.get_rank() if any(is_sharded(p) for p in self.parameters()) else 0
+
+    def part_index(self) -> int:
+        """The number of this rank's part where every tensor is a part of a longer one; otherwise 0."""
+        return 0
+
+    def clear_padding(self, params: Sequence[nn.Parameter], vector: Vector) -> None:
+        """Zero the elements of a vector that belong to no weight."""
+
+    def layout(self) -> str:
+        """How the weights lie over ranks, in words: equal where every rank holds the same part of them as before."""
+        params = self.parameters()
+        sizes = [torch.distributed.get_world_size(group) for group in self.rank_groups()]
+        places = sorted({f"{p.device_mesh.shape} {p.placements}" for p in params if is_sharded(p)})
+        ranks = f"{math.prod(sizes)} rank" + ("s" if sizes else "")
+        return f"{ranks} (shards: {', '.join(places)})" if places else ranks
 
     def find_weights_on_grid(self, began_there: bool = False) -> None:
         """Under bf16 autocast: look whether the weights are bfloat16 numbers, as they are out of a bf16 checkpoint.

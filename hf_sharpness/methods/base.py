@@ -61,6 +61,8 @@ class Method:
     """Whose gradient may make the perturbation."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """What the method measures of its own in every step."""
+    keeps: ClassVar[tuple[str, ...]] = ()
+    """Names of the vectors that it keeps from step to step (``Step.keep``), checkpoints included."""
 
     def __post_init__(self) -> None:
         check_hyperparameters(type(self), dataclasses.asdict(self))

@@ -139,6 +139,51 @@ class Step(Protocol):
             ValueError: the base optimizer has none.
         """
 
+    def optimizer_state(self, key: str) -> Vector | None:
+        """What the base optimizer holds for each parameter, as it stands before this step.
+
+        Args:
+            key: ``momentum`` (SGD's buffer, Adam's first moment), ``second_moment`` (Adam's, RMSprop's), neither
+                corrected for bias; or the optimizer's own name of a state, such as ``exp_avg``.
+
+        Returns:
+            A copy, which the caller owns, without a loss scale (zeros for a parameter that has none yet); None before
+            the optimizer's first step.
+
+        Raises:
+            ValueError: the base optimizer holds nothing of the kind, or not one number for each weight.
+        """
+
+    def random_direction(self) -> Vector:
+        """Independent standard normal numbers, one for each weight; no loss scale.
+
+        Drawn from a generator of their own: another call, step or micro-batch that runs alone gets others, and a
+        resumed training the same. Ranks that climb together get the same vector, or their shards of it.
+        """
+
+    # What outlives the step.
+
+    def keep(self, name: str, vector: Vector) -> None:
+        """Keep a gradient-like vector for later steps and in checkpoints, in place of what was kept under the name.
+
+        It is handed over, is stored in float32 (or float64) and without the loss scale, and counts once the step has
+        succeeded: an exception or an overflow leaves what was kept before. A parameter without a gradient in this
+        step keeps its own.
+
+        Args:
+            name: one that the method's class lists in ``keeps``.
+            vector: carries the loss scale, as gradients do.
+        """
+
+    def kept(self, name: str) -> Vector | None:
+        """What was kept under the name last: a copy, which the caller owns, with this step's loss scale.
+
+        Zeros for parameters that had no gradient when it was kept; None if nothing was.
+        """
+
+    def has_kept(self, name: str) -> bool:
+        """Whether something is kept under the name."""
+
     @property
     def loss_scale(self) -> float | Tensor:
         """The factor that every gradient of this step carries: a ``GradScaler``'s, otherwise 1."""

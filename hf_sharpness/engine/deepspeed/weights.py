@@ -70,6 +70,12 @@ class ZeroWeights(Weights):
     def shard_index(self) -> int:
         return torch.distributed.get_rank(self.group)
 
+    def layout(self) -> str:
+        return f"{torch.distributed.get_world_size(self.group)} ranks (parts: {type(self).__name__})"
+
+    def part_index(self) -> int:
+        return self.shard_index()
+
     def find_weights_on_grid(self, began_there: bool = False) -> None:
         """The parts mix weights that autocast rounds with others: left alone."""
 
@@ -79,6 +85,15 @@ class ZeroWeights(Weights):
 
     def stepped_together(self, params: list[nn.Parameter]) -> list[list[nn.Parameter]]:
         return [[part] for part in params]
+
+    def clear_padding(self, params: Sequence[nn.Parameter], vector: Vector) -> None:
+        places = {id(part): index for index, part in enumerate(self.parts)}
+        for parameter, tensor in zip(params, vector, strict=True):
+            index = places[id(parameter)]
+            pieces = tensor.split(self.sizes[index])
+            for piece, padding in zip(pieces, self.padding[index], strict=True):
+                if padding:
+                    piece.zero_()
 
     def loss_scale(self) -> Callable[[], Tensor] | None:
         """Returns the factor on the loss where DeepSpeed's fp16 scales it."""
@@ -200,19 +215,24 @@ class Zero3Weights(ZeroWeights):
         if self.sizes:
             self.drop_gradients()
 
+    def clear_padding(self, params: Sequence[nn.Parameter], vector: Vector) -> None:
+        places = {id(part): index for index, part in enumerate(self.parts)}
+        for parameter, tensor in zip(params, vector, strict=True):
+            self._clear_ends(places[id(parameter)], tensor)
+
     def _clear_padding(self) -> None:
         """Zero the ends of shards that no weight fills: DeepSpeed allocates them without a value."""
-        rank = torch.distributed.get_rank(self.group)
-        for part, flat, params in zip(
-            self.parts, self.zero.fp16_partitioned_groups_flat, self.zero.fp16_groups, strict=True
-        ):
-            start = 0
-            for parameter in params:
-                size = parameter.partition_numel()
-                used = min(max(parameter.ds_numel - rank * size, 0), size)
-                for tensor in (part, flat):
-                    tensor.detach()[start + used : start + size].zero_()
-                start += size
+        for index, (part, flat) in enumerate(zip(self.parts, self.zero.fp16_partitioned_groups_flat, strict=True)):
+            self._clear_ends(index, part.detach())
+            self._clear_ends(index, flat.detach())
+
+    def _clear_ends(self, index: int, tensor: Tensor) -> None:
+        rank, start = torch.distributed.get_rank(self.group), 0
+        for parameter in self.zero.fp16_groups[index]:
+            size = parameter.partition_numel()
+            used = min(max(parameter.ds_numel - rank * size, 0), size)
+            tensor[start + used : start + size].zero_()
+            start += size
 
 
 def weights_of(engine: Any) -> ZeroWeights:

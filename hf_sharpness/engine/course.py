@@ -1,0 +1,57 @@
+"""What a step is part of: the progress of the training, what earlier steps kept, random directions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .directions import Directions
+from .kept import Kept
+from .progress import Progress
+
+
+class Course:
+    """Goes on from step to step, and through a checkpoint.
+
+    Args:
+        progress: counts the steps.
+        kept: what the method keeps.
+        directions: draws random vectors.
+    """
+
+    def __init__(self, progress: Progress, kept: Kept, directions: Directions) -> None:
+        self.progress = progress
+        self.kept = kept
+        self.directions = directions
+
+    def step_made(self, only_finite: bool) -> None:
+        """A step has succeeded; with ``only_finite`` what it keeps is looked at, and dropped if it is not finite."""
+        self.progress.steps_made += 1
+        self.kept.commit(only_finite)
+        self.directions.draws = 0
+
+    def step_failed(self) -> None:
+        """A step was interrupted: the next one begins where it began."""
+        self.kept.drop()
+        self.directions.draws = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers, and the tensors that the method keeps (this rank's)."""
+        state: dict[str, Any] = {"steps_made": self.progress.steps_made, "seed": self.directions.seed}
+        return state | ({"kept": self.kept.state_dict()} if self.kept.names else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> str | None:
+        """Take over a saved state.
+
+        Returns:
+            Why the tensors could not be taken over, so that they start anew; None if they were.
+        """
+        self.progress.steps_made = state.get("steps_made", 0)
+        self.directions.seed = state.get("seed")
+        if not self.kept.names:
+            return None
+        if "kept" not in state:
+            return "it holds none"
+        reason = self.kept.why_not(state["kept"])
+        if reason is None:
+            self.kept.load_state_dict(state["kept"])
+        return reason

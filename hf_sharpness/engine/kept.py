@@ -1,0 +1,128 @@
+"""Vectors that a method keeps from one step to the next and through a checkpoint, sharded as the weights are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import vectors
+from ..vectors import Vector
+from .weights import Weights
+
+
+class Kept:
+    """What a method keeps, by name and parameter, in float32 or wider and without the loss scale.
+
+    A step that goes wrong, or overflows, leaves what was kept before it.
+
+    Args:
+        method: the method's name, for messages.
+        names: what it may keep (``Method.keeps``).
+        weights: where the weights are.
+    """
+
+    def __init__(self, method: str, names: tuple[str, ...], weights: Weights) -> None:
+        self.method = method
+        self.names = names
+        self.weights = weights
+        self.values: dict[str, dict[nn.Parameter, Tensor]] = {name: {} for name in names}
+        self.pending: dict[str, dict[nn.Parameter, Tensor]] = {}
+        self.spoiled = False
+
+    def has(self, name: str) -> bool:
+        """Whether something is kept under the name."""
+        self._check(name)
+        return bool(self.values[name]) or name in self.pending
+
+    def get(self, name: str, params: list[nn.Parameter], scale: float | Tensor) -> Vector | None:
+        """A copy for these parameters, times the loss scale; None if nothing is kept."""
+        if not self.has(name):
+            return None
+        kept = self.values[name] | self.pending.get(name, {})
+        vector = [
+            kept[p].clone() if p in kept else torch.zeros_like(t, dtype=_wide(t))
+            for p, t in zip(params, vectors.local(params), strict=True)
+        ]
+        if isinstance(scale, Tensor):
+            vectors.scale_(vector, scale)
+        return vector
+
+    def put(self, name: str, params: list[nn.Parameter], vector: Vector, scale: float | Tensor) -> None:
+        """Keep a vector for these parameters, which carries the loss scale, once the step has succeeded."""
+        self._check(name)
+        gradients = {t.data_ptr() for t in vectors.local([p.grad for p in params if p.grad is not None])}
+        vector = [t.to(_wide(t), copy=t.data_ptr() in gradients) for t in vector]
+        if isinstance(scale, Tensor):
+            vectors.scale_(vector, 1.0 / scale)
+        self.pending.setdefault(name, {}).update(zip(params, vector, strict=True))
+
+    def commit(self, only_finite: bool) -> None:
+        """The step has succeeded.
+
+        Args:
+            only_finite: look whether what it keeps is finite, and otherwise drop it.
+        """
+        pending, spoiled = self.pending, self.spoiled
+        self.drop()
+        if spoiled or (only_finite and not all(self._is_finite(kept) for kept in pending.values())):
+            return
+        for name, kept in pending.items():
+            self.values[name].update(kept)
+
+    def spoil(self) -> None:
+        """The step overflows: what it is to keep, now or later, will be dropped."""
+        self.spoiled = True
+
+    def drop(self) -> None:
+        """The step has failed: forget what it was to keep."""
+        self.pending = {}
+        self.spoiled = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's tensors, by name and the parameter's number in the base optimizer's groups, and their layout."""
+        numbers = {p: number for number, p in enumerate(self.weights.parameters())}
+        kept = {
+            name: {numbers[p]: tensor for p, tensor in by_parameter.items() if p in numbers}
+            for name, by_parameter in self.values.items()
+        }
+        return {"method": self.method, "layout": self.weights.layout(), "kept": kept}
+
+    def why_not(self, state: dict[str, Any]) -> str | None:
+        """Why a saved state cannot be taken over; None if it can."""
+        if state.get("method") != self.method:
+            return f"it is of the method {state.get('method')!r}, not of {self.method!r}"
+        layout = self.weights.layout()
+        if state["layout"] != layout:
+            return f"it was saved on {state['layout']}, and this is {layout}"
+        shapes = [t.shape for t in vectors.local(self.weights.parameters())]
+        for kept in state["kept"].values():
+            if any(number >= len(shapes) or tensor.shape != shapes[number] for number, tensor in kept.items()):
+                return "its tensors have not the shapes of the weights"
+        return None
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved state, for which ``why_not`` returned None."""
+        params = self.weights.parameters()
+        local = vectors.local(params)
+        self.pending = {}
+        self.values = {
+            name: {params[n]: tensor.to(local[n].device) for n, tensor in state["kept"].get(name, {}).items()}
+            for name in self.names
+        }
+
+    def _check(self, name: str) -> None:
+        if name not in self.names:
+            raise ValueError(
+                f"the method {self.method!r} keeps {name!r} without saying so: list it in its class's "
+                f"`keeps` = {self.names!r}"
+            )
+
+    def _is_finite(self, kept: dict[nn.Parameter, Tensor]) -> bool:
+        norm = vectors.norm(list(kept.values()), self.weights.owners(list(kept)))
+        return bool(norm.isfinite()) or all(bool(t.isfinite().all()) for t in kept.values())
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
