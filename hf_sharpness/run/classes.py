@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing.spawn
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+from . import environment, settings
 
 _REPLACED = {
     "transformers.training_args": ("TrainingArguments", "hf_sharpness.arguments"),
@@ -89,6 +92,14 @@ def _replace() -> None:
             module_name = getattr(module, "__name__", None) or ""
             if module_name.partition(".")[0] == "transformers" and vars(module).get(name) is stock:
                 setattr(module, name, ours)
+        if name == "TrainingArguments":
+            settings.install(ours)
+        elif name == "Trainer" and environment.REPORTS in os.environ:
+            from .counting import StepReport
+
+            callbacks = sys.modules[home].DEFAULT_CALLBACKS
+            if StepReport not in callbacks:  # the import of ours has come by here too
+                callbacks.append(StepReport)
 
 
 class _Install:

@@ -1,4 +1,4 @@
-"""Runs a program in this process as ``python PROGRAM`` would: a script, a module, a folder or an archive."""
+"""Runs a program: a script, a module, a folder or an archive in this process as Python would, a command beside it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ import io
 import os
 import pkgutil
 import runpy
+import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
-from types import ModuleType, TracebackType
+from types import FrameType, ModuleType, TracebackType
 from typing import Any
+
+PASSED_ON = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Signals that only this process gets, and passes on to a command."""
 
 
 def run_module(name: str, arguments: list[str]) -> None:
@@ -40,6 +46,53 @@ def run_path(path: str, arguments: list[str]) -> None:
     program = _new_main()
     vars(program).update(__file__=full, __loader__=SourceFileLoader("__main__", full), __cached__=None)
     exec(compile(source, full, "exec", dont_inherit=True), vars(program))
+
+
+def is_python(path: str) -> bool:
+    """Whether a file is for Python, as far as its first line tells; a folder or an archive is."""
+    if not os.path.isfile(path):
+        return True
+    with open(path, "rb") as file:
+        first = file.readline(1000)
+    return b"python" in first if first.startswith(b"#!") else not first.startswith(b"\x7fELF")
+
+
+def find_command(name: str) -> str | None:
+    """The file of a command: on PATH, or beside this Python, whose environment may not be activated."""
+    if os.path.dirname(name):
+        return None
+    return shutil.which(name) or shutil.which(name, path=os.path.dirname(sys.executable))
+
+
+def run_command(path: str, arguments: list[str]) -> int:
+    """Run a program in a process of its own and wait for it; it decides what Ctrl-C and SIGTERM mean.
+
+    Returns:
+        Its exit status; of one that a signal ended, 128 and the signal's number.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    process: subprocess.Popen | None = None
+    early: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if process is None:
+            early.append(number)
+        else:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    try:
+        process = subprocess.Popen([path, *arguments])
+        for number in early:
+            process.send_signal(number)
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells both
+        status = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status if status >= 0 else 128 - status
 
 
 def _new_main() -> ModuleType:

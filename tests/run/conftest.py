@@ -98,17 +98,23 @@ def forks(environment: dict[str, str]) -> Iterator[Callable[..., int]]:
 def launch(forks: Callable[..., int], tmp_path: Path) -> Launch:
     """`launch(script, *arguments, plain=False, output="out", **flags)` runs a script of the folder beside this file.
 
-    Flags of COMMON are added, unless `common` is False.
+    Flags of COMMON are added, unless `common` is False; `before` are options of `hf-sharpness run`.
     """
 
     def launch(
-        script: str, *arguments: str, plain: bool = False, output: str = "out", common: bool = True, **given: Any
+        script: str,
+        *arguments: str,
+        before: Sequence[str] = (),
+        plain: bool = False,
+        output: str = "out",
+        common: bool = True,
+        **given: Any,
     ) -> Finished:
         if common:
             given = {**COMMON, "output_dir": output, **given}
         log = tmp_path / f"{output}.log"
         status = forks(
-            arguments=[str(SCRIPTS / script), *arguments, *flags(given)],
+            arguments=[*before, str(SCRIPTS / script), *arguments, *flags(given)],
             folder=str(tmp_path),
             log=str(log),
             plain=plain,
