@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from ..training.tally import tally_of
+from ..training.callback import is_at_work
 from . import reports
 
 
@@ -25,7 +25,7 @@ class StepReport(TrainerCallback):
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.steps += state.global_step - self.first_step
-        self.with_method |= tally_of(args) is not None
+        self.with_method |= is_at_work(args)
         self._report(args)
 
     def _report(self, args: Any) -> None:

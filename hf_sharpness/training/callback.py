@@ -8,9 +8,14 @@ from typing import Any, Protocol
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
+from ..engine import Engine
+
 
 class Listener(Protocol):
     """What the callback tells of the loop's moments: the Trainer's side of it."""
+
+    args: Any
+    _engine: Engine | None
 
     def _start_sharpness(self) -> bool: ...
 
@@ -35,6 +40,7 @@ class SharpnessCallback(TrainerCallback, ExportableState):
     def attach(self, trainer: Listener) -> None:
         """Tell this trainer (held weakly) what happens."""
         self._trainer = weakref.ref(trainer)
+        _trainers.add(trainer)
 
     def state(self) -> dict[str, Any]:
         """For trainer_state.json."""
@@ -56,6 +62,14 @@ class SharpnessCallback(TrainerCallback, ExportableState):
     def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._trainer is not None:
             self.method_state = self._trainer()._on_optimizer_step()
+
+
+_trainers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def is_at_work(args: Any) -> bool:
+    """Whether a training with these arguments is under way whose steps are those of a sharpness-aware method."""
+    return any(trainer.args is args and trainer._engine is not None for trainer in _trainers)
 
 
 def at_epoch_boundary(state: TrainerState) -> bool:
