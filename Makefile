@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO_ENV ?= .venv
 TEST_ENV ?= .venv-test
 
-.PHONY: demo test test-all test-deepspeed lint clean
+.PHONY: demo test test-all test-deepspeed test-oldest test-wheel lint clean
 
 demo: $(DEMO_ENV)/.ready
 	$(DEMO_ENV)/bin/hf-sharpness train recipes/digits-vit.yaml
@@ -19,6 +19,13 @@ test-all: $(TEST_ENV)/.ready
 
 test-deepspeed: $(TEST_ENV)/deepspeed/.ready
 	$(TEST_ENV)/deepspeed/bin/python -m pytest tests/modes/test_mode_deepspeed.py
+
+test-wheel: $(TEST_ENV)/.ready
+	.ci/wheel $(TEST_ENV)
+
+# The oldest versions that setup.cfg allows.
+test-oldest: $(TEST_ENV)-oldest/.ready
+	$(TEST_ENV)-oldest/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(TEST_ENV)/.ready
 	$(TEST_ENV)/bin/ruff format .
@@ -36,6 +43,11 @@ $(TEST_ENV)/.ready: setup.cfg constraints.txt
 	$(TEST_ENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[test]"
 	touch $@
 
+$(TEST_ENV)-oldest/.ready: setup.cfg constraints-oldest.txt
+	$(PYTHON) -m venv $(TEST_ENV)-oldest
+	$(TEST_ENV)-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e ".[test]"
+	touch $@
+
 # An environment on top of the tests': with DeepSpeed installed every process that makes a Trainer imports it.
 $(TEST_ENV)/deepspeed/.ready: $(TEST_ENV)/.ready
 	$(PYTHON) -m venv $(TEST_ENV)/deepspeed
@@ -45,4 +57,4 @@ $(TEST_ENV)/deepspeed/.ready: $(TEST_ENV)/.ready
 	touch $@
 
 clean:
-	rm -rf $(DEMO_ENV) $(TEST_ENV) build *.egg-info
+	rm -rf $(DEMO_ENV) $(TEST_ENV) $(TEST_ENV)-oldest build *.egg-info
