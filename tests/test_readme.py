@@ -1,17 +1,31 @@
-"""What the README says is what the code says."""
+"""The tables of the README and of the documentation say what the code says."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_table_of_arguments_is_current() -> None:
-    spec = importlib.util.spec_from_file_location("argument_table", ROOT / "scripts" / "argument_table.py")
+def script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.readme_with_table() == (ROOT / "README.md").read_text(), (
+    return module
+
+
+def test_the_table_of_arguments_is_current() -> None:
+    assert script("argument_table").readme_with_table() == (ROOT / "README.md").read_text(), (
         "run: python scripts/argument_table.py --write"
+    )
+
+
+def test_the_tables_of_recipe_keys_are_current() -> None:
+    pytest.importorskip("pydantic")
+    assert script("recipe_table").page_with_tables() == (ROOT / "docs" / "recipes.md").read_text(), (
+        "run: python scripts/recipe_table.py --write"
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
 
+from ..sharing.values import short
 from .errors import RecipeError, first_line, nearest
 from .extra import INSTALL
 from .sections import DataSection
@@ -26,23 +28,40 @@ class _Columns:
         return values[0] if len(values) == 1 else values
 
 
-def read_with_datasets(section: DataSection, task: str) -> Data:
+def refuse_other_files(builder: Any, source: str) -> None:
+    """Refuse a data set whose own description names files elsewhere: on this machine, at a URL, in another repo."""
+    for files in (builder.config.data_files or {}).values():
+        for file in files:
+            if not str(file).startswith(f"hf://datasets/{source}@"):
+                raise RecipeError(f"it names {short(str(file))}, which is no file of its own")
+
+
+def read_with_datasets(section: DataSection, task: str, hub_only: bool = False) -> Data:
     """Load the splits that `section` names.
 
     Args:
         section: The recipe's data section.
         task: `image-classification` or `sequence-classification`; decides which columns are the input.
+        hub_only: Refuse everything but the files of a data set on the Hub. Default False.
 
     Raises:
         RecipeError: `datasets` is missing, the data set cannot be loaded, a split or a column does not exist, or a
             test label never occurs in training.
     """
     try:
-        from datasets import load_dataset
+        from datasets import load_dataset_builder
     except ImportError:
         raise RecipeError(f"data.source '{section.source}' needs `datasets`; install it with `{INSTALL}`") from None
     try:
-        splits = load_dataset(section.source, section.config_name, data_dir=section.path, data_files=section.data_files)
+        if hub_only and os.path.exists(section.source):
+            raise RecipeError(f"there is a folder of this name here; give --data.source ./{section.source} to take it")
+        builder = load_dataset_builder(
+            section.source, section.config_name, data_dir=section.path, data_files=section.data_files
+        )
+        if hub_only:
+            refuse_other_files(builder, section.source)
+        builder.download_and_prepare()
+        splits = builder.as_dataset()
     except Exception as error:  # the readers raise whatever they like
         raise RecipeError(
             f"data.source '{section.source}' is no built-in source ({', '.join(SOURCES)}) and "

@@ -42,7 +42,7 @@ def build_image_task(recipe: Recipe, data: Data) -> Task:
 
     height, channels = _shape(data.train[0][0])
     config = build_config(recipe.model, data, default_type="vit", image_size=height, num_channels=channels)
-    model = build_model(AutoModelForImageClassification, recipe.model, config)
+    model = build_model(AutoModelForImageClassification, recipe.model, config, limited=recipe.shared)
     processor = load_image_processor(recipe.model)
     extra_files = {}
     if processor is None:

@@ -25,7 +25,7 @@ def macro_f1(predictions: np.ndarray, references: np.ndarray) -> float:
     return float(np.mean(scores))
 
 
-_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"accuracy": accuracy, "macro_f1": macro_f1}
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"accuracy": accuracy, "macro_f1": macro_f1}
 
 
 def build_compute_metrics(names: list[str]) -> Callable[[Any], dict[str, float]]:
@@ -37,7 +37,7 @@ def build_compute_metrics(names: list[str]) -> Callable[[Any], dict[str, float]]
     Raises:
         RecipeError: An unknown name, `evaluate` is missing, or the script cannot be loaded.
     """
-    scripts = {name: _load_script(name) for name in names if name not in _METRICS}
+    scripts = {name: _load_script(name) for name in names if name not in METRICS}
 
     def compute(prediction: Any) -> dict[str, float]:
         logits = prediction.predictions
@@ -48,7 +48,7 @@ def build_compute_metrics(names: list[str]) -> Callable[[Any], dict[str, float]]
             if name in scripts:
                 results.update(scripts[name].compute(predictions=predicted, references=references))
             else:
-                results[name] = _METRICS[name](predicted, references)
+                results[name] = METRICS[name](predicted, references)
         return results
 
     return compute
@@ -57,8 +57,8 @@ def build_compute_metrics(names: list[str]) -> Callable[[Any], dict[str, float]]
 def _load_script(name: str) -> Any:
     if not Path(name).exists():
         raise RecipeError(
-            f"metrics: '{name}' is neither {' nor '.join(_METRICS)} nor the path of a local metric "
-            f"script{nearest(name, _METRICS)}"
+            f"metrics: '{name}' is neither {' nor '.join(METRICS)} nor the path of a local metric "
+            f"script{nearest(name, METRICS)}"
         )
     try:
         import evaluate

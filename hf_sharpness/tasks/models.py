@@ -9,6 +9,7 @@ from .errors import RecipeError, first_line, nearest
 from .extra import INSTALL
 from .locate import model_folder
 from .sections import ModelSection
+from .size import check_size
 from .sources import Data
 
 
@@ -84,8 +85,14 @@ def build_config(section: ModelSection, data: Data, default_type: str | None, **
     )
 
 
-def build_model(auto_class: Any, section: ModelSection, config: Any) -> Any:
+def build_model(auto_class: Any, section: ModelSection, config: Any, limited: bool = False) -> Any:
     """Load the weights of `section.name_or_path` into a model of `config`, or draw random ones.
+
+    Args:
+        auto_class: transformers' class of the task.
+        section: The recipe's model section.
+        config: The model's configuration.
+        limited: Refuse a model that does not fit this machine. Default False.
 
     Raises:
         RecipeError: The weights cannot be loaded, or no such model exists for the configuration.
@@ -93,6 +100,8 @@ def build_model(auto_class: Any, section: ModelSection, config: Any) -> Any:
     import torch
 
     try:
+        if limited:
+            check_size(auto_class, config)
         if section.name_or_path is None or not section.pretrained:
             dtype = torch.float32 if section.dtype == "auto" else getattr(torch, section.dtype)
             return auto_class.from_config(config, dtype=dtype)

@@ -11,6 +11,7 @@ training: {...}                   # any field of hf_sharpness.TrainingArguments
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -50,6 +51,10 @@ class Recipe:
     """How errors name it: its file, or its repo on the Hub."""
     training_of_file: dict[str, Any] | None = None
     """`training` as the file has it, where the command line changed it: tells whose an error is."""
+    shared: bool = False
+    """Whether it is somebody else's: then its model must fit this machine."""
+    data_from_hub: bool = False
+    """Whether its data may come from the Hub or a built-in source only."""
 
     @property
     def name(self) -> str:
@@ -94,7 +99,7 @@ def load_recipe(path: str | Path) -> Recipe:
         sections[name] = {} if content.get(name) is None else content[name]
         check(sections[name], dict[str, Any], name, origin)
     beside = path.parent / str(sections["training"].get("sharpness_config"))
-    if beside.exists():
+    if os.path.exists(beside):
         sections["training"] = {**sections["training"], "sharpness_config": str(beside)}
     sections["model"] = build(ModelSection, sections["model"], "model", origin)
     sections["data"] = build(DataSection, sections["data"], "data", origin)
@@ -136,6 +141,8 @@ def override(recipe: Recipe, name: str, text: str) -> None:
         mapping[parts[-1]] = candidate
         try:
             setattr(recipe, section_name, build(type(section), entries, f"--{section_name}", ""))
+            if name == "data.source":  # the user's own choice
+                recipe.data_from_hub = False
             return
         except RecipeError as error:
             refusals.append(error)

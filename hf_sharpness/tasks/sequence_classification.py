@@ -40,7 +40,7 @@ def build_text_task(recipe: Recipe, data: Data) -> Task:
         tokenizer.pad_token = tokenizer.eos_token
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
-    model = build_model(AutoModelForSequenceClassification, recipe.model, config)
+    model = build_model(AutoModelForSequenceClassification, recipe.model, config, limited=recipe.shared)
     train, evaluation, test = (
         TextDataset(examples, tokenizer, recipe.data.max_length) for examples in (data.train, data.eval, data.test)
     )

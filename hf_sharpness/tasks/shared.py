@@ -6,6 +6,7 @@ Whoever wrote it need not be trusted: it says which model and data on the Hub to
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,11 +15,14 @@ from typing import Any, NoReturn
 import yaml
 
 from ..arguments import SHARED
+from ..sharing.config import MOST
 from ..sharing.fetch import MAX_BYTES, fetch, read
 from ..sharing.values import short
 from .bundled import RECIPE_NAME
 from .errors import RecipeError
+from .metrics import METRICS
 from .recipe import Recipe, load_recipe
+from .sources import SOURCES
 
 MAX_DEPTH = 16
 
@@ -31,14 +35,25 @@ TRAINING_KEYS = {
     gradient_accumulation_steps gradient_checkpointing greater_is_better include_num_input_tokens_seen
     label_smoothing_factor learning_rate load_best_model_at_end logging_first_step logging_nan_inf_filter logging_steps
     logging_strategy lr_scheduler_kwargs lr_scheduler_type max_grad_norm max_steps metric_for_best_model
-    neftune_noise_alpha num_train_epochs optim_args optim_target_modules per_device_eval_batch_size
-    per_device_train_batch_size prediction_loss_only remove_unused_columns save_only_model save_steps save_strategy
+    neftune_noise_alpha num_train_epochs optim_args per_device_eval_batch_size per_device_train_batch_size
+    prediction_loss_only remove_unused_columns save_only_model save_steps save_strategy
     save_total_limit seed tf32 torch_empty_cache_steps train_sampling_strategy use_cache warmup_ratio warmup_steps
     weight_decay
     """.split(),  # noqa: SIM905
 }
 """What the training section of a shared recipe may set: how a model is trained. Not where files go, what is uploaded
-and reported to whom, how the machine is used, nor what makes code run (a compiler backend, hub kernels)."""
+and reported to whom, how the machine is used, nor what makes code run (a compiler backend, hub kernels), nor regular
+expressions, which may take for ever to match (optim_target_modules)."""
+MOST_OF_TRAINING = MOST | {
+    "gradient_accumulation_steps": 4096,
+    "per_device_eval_batch_size": 4096,
+    "per_device_train_batch_size": 4096,
+}
+"""A shared recipe may not ask for more; the command line may."""
+MOST_IN_CONFIG = {"image_size": 1024}
+"""The same for entries of a model's configuration; all others have LARGEST."""
+LARGEST = 1_000_000
+_MOST_WILDCARDS = 4  # in a pattern of file names: more may take for ever to match
 
 
 def private_training_keys(arguments_class: type) -> list[str]:
@@ -60,6 +75,14 @@ def load_shared_recipe(name: str) -> Recipe:
     recipe = load_recipe(download_recipe(name))
     recipe.origin = name
     check_shared_recipe(dataclasses.asdict(recipe), name)
+    for key in ("name_or_path", "tokenizer"):
+        model = getattr(recipe.model, key)
+        if model is not None and os.path.exists(model):
+            raise RecipeError(
+                f"{name}: model.{key}: {short(model)} would be the file or folder of this name here: a shared recipe "
+                f"names what lies on the Hub; give --model.{key} ./{model} if you want yours, or start elsewhere"
+            )
+    recipe.shared = recipe.data_from_hub = True
     return recipe
 
 
@@ -132,28 +155,50 @@ def check_shared_recipe(recipe: Mapping[str, Any], origin: str) -> None:
                 f"{origin}: training: {short(key)}: {short(value)} is not allowed in a shared recipe: give it on the "
                 "command line if you want it"
             )
+        if key in MOST_OF_TRAINING and isinstance(value, int | float) and value > MOST_OF_TRAINING[key]:
+            raise RecipeError(
+                f"{origin}: training.{key}: {short(value)} is too large for a shared recipe: must be at most "
+                f"{MOST_OF_TRAINING[key]}, or be given on the command line"
+            )
     _refuse_paths({key: value for key, value in model.items() if key != "config"}, f"{origin}: model")
     _refuse_paths(data, f"{origin}: data")
-    _refuse_code(model.get("config"), f"{origin}: model.config")
+    _check_config(model.get("config"), f"{origin}: model.config")
+    _check_data(data, f"{origin}: data")
+    for metric in recipe.get("metrics") or []:
+        if not (isinstance(metric, str) and metric in METRICS):
+            raise RecipeError(
+                f"{origin}: metrics: {short(metric)} is not allowed in a shared recipe, only built-in metrics are "
+                f"({', '.join(METRICS)})"
+            )
+
+
+def _check_data(data: Mapping[str, Any], where: str) -> None:
+    """Refuse whatever might be a file of the user's: it would end in the model, if only as the name of a class."""
+    source = data.get("source")
+    built_in = isinstance(source, str) and source in SOURCES
+    if source is not None and not built_in and not _HUB_ID.fullmatch(str(source)):
+        raise RecipeError(
+            f"{where}.source: {short(source)} is not allowed in a shared recipe, which names a data set on the Hub "
+            f"(user/name) or a built-in source ({', '.join(SOURCES)}): give another one with --data.source"
+        )
     if data.get("path") is not None:
         raise RecipeError(
-            f"{origin}: data.path={short(data['path'])} is not allowed in a shared recipe: give it with --data.path"
+            f"{where}.path: {short(data['path'])} is not allowed in a shared recipe: give it with --data.path"
         )
-    if data.get("data_files") is not None and "/" not in str(data.get("source")):
-        raise RecipeError(
-            f"{origin}: data.data_files={short(data['data_files'])} would read files of yours: in a shared recipe it "
-            "goes with a data set on the Hub only; give it with --data.data_files"
-        )
+    files = data.get("data_files")
+    if files is not None and built_in:
+        raise RecipeError(f"{where}.data_files: {short(files)} does not go with the built-in source {source}")
+    for text in _strings(files):
+        if sum(text.count(wildcard) for wildcard in "*?[{") > _MOST_WILDCARDS:
+            raise RecipeError(
+                f"{where}.data_files: {short(text)} is not allowed in a shared recipe: at most {_MOST_WILDCARDS} "
+                "wildcards; name the files"
+            )
     second = data.get("second_test")
     if second is not None:
         if not isinstance(second, Mapping):
-            raise RecipeError(f"{origin}: data.second_test={short(second)} is not a mapping")
-        check_shared_recipe({"data": {**data, **second, "second_test": None}}, origin)
-    for metric in recipe.get("metrics") or []:
-        if not (isinstance(metric, str) and re.fullmatch(r"\w+", metric)):
-            raise RecipeError(
-                f"{origin}: metrics: {short(metric)} is not allowed in a shared recipe, only built-in metrics are"
-            )
+            raise RecipeError(f"{where}.second_test: {short(second)} is not a mapping")
+        _check_data({**data, **second, "second_test": None}, f"{where}.second_test")
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -168,6 +213,7 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(entry)
 
 
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _PATH = re.compile(r"^[/~.\\]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)|://|::")
 
 
@@ -181,11 +227,30 @@ def _refuse_paths(value: Any, where: str) -> None:
             )
 
 
-def _refuse_code(config: Any, where: str) -> None:
-    """Refuse entries of a model's configuration by which transformers loads code (auto_map, kernels)."""
+def _check_config(config: Any, where: str) -> None:
+    """Refuse entries of a model's configuration by which transformers loads code (auto_map, kernels), and huge ones."""
     for text in _strings(config):
         if text.startswith("_") or "/" in text or "\\" in text or text in ("auto_map", "quantization_config"):
             raise RecipeError(
                 f"{where}: {short(text)} is not allowed in a shared recipe: entries are plain words and numbers, and "
                 "none that names code or another model"
             )
+    for key, number in _numbers(config):
+        most = MOST_IN_CONFIG.get(key, LARGEST)
+        if not -LARGEST <= number <= most:
+            raise RecipeError(
+                f"{where}.{key}: {short(number)} is not allowed in a shared recipe: must be at most {most:,}"
+            )
+
+
+def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
+    """All numbers in nested mappings and lists, each with the key it stands under."""
+    if isinstance(value, int | float):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from _numbers(entry, str(name))
+            yield from _numbers(name, str(name))
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _numbers(entry, key)

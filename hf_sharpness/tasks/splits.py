@@ -28,7 +28,7 @@ def load_data(recipe: Recipe) -> Data:
     if section.source in SOURCES:
         data = read_builtin(section.source, recipe.task, section.path)
     else:
-        data = read_with_datasets(section, recipe.task)
+        data = read_with_datasets(section, recipe.task, hub_only=recipe.data_from_hub)
     # One independent stream for each decision: changing one leaves the others alone.
     _, eval_rng, cap_rng, noise_rng = np.random.default_rng(section.seed).spawn(4)
     test_seed = section.seed if section.test_seed is None else section.test_seed

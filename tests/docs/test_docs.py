@@ -23,7 +23,7 @@ NEEDS = {
 }
 OPTIONAL = {"README": "trl"}
 """A package that some of a page's snippets need: these are run apart from the others."""
-SLOW = ("train digits-vit", "accelerate launch", "torchrun", "--sam_rho 0.05")
+SLOW = ("train digits-vit", "train first-try", "accelerate launch", "torchrun", "--sam_rho 0.05")
 """What a command that takes long has in it (the last: it differs from one that is run by its rho alone)."""
 TWO_PROCESSES = ("accelerate launch", "torchrun")
 MADE_BY_CI = ("make ", "pip ")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 Client = Callable[..., Any]
 """Calls a function in a process whose Hub this is."""
@@ -41,7 +41,7 @@ class Hub(ThreadingHTTPServer):
 
     Attributes:
         url: what HF_ENDPOINT must be.
-        repos: by name.
+        repos: by name; that of a data set begins with `datasets/`.
         requests: method and path of every request so far.
     """
 
@@ -72,6 +72,11 @@ class Hub(ThreadingHTTPServer):
         sha = hashlib.sha1(repr((name, len(repo.commits), sorted(files.items()))).encode()).hexdigest()
         repo.commits[sha], repo.refs[revision] = files, sha
         return sha
+
+
+def _entry(path: str, content: bytes) -> dict[str, object]:
+    """A file as the Hub lists it."""
+    return {"type": "file", "oid": hashlib.sha1(content).hexdigest(), "size": len(content), "path": path}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -119,13 +124,17 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             etag = hashlib.sha1(files[filename]).hexdigest()
             self._answer(200, files[filename], X_Repo_Commit=sha, ETag=f'"{etag}"')
-        elif info := re.fullmatch(r"/api/models/(.+?)(?:/revision/(.+))?", path):
-            name, revision = unquote(info[1]), unquote(info[2] or "main")
+        elif tree := re.fullmatch(r"/api/(datasets/.+?/.+?)/tree/([^/]+)/?(.*)", path):
+            name, revision, folder = map(unquote, tree.groups())
             if (found := self._found(name, revision)) is not None:
+                self._answer(200, [_entry(f, found[1][f]) for f in found[1] if f.startswith(folder)])
+        elif info := re.fullmatch(r"/api/(?:models/)?(.+?)(?:/revision/(.+))?", path):
+            name, revision = unquote(info[1]), unquote(info[2] or "main")
+            if path == "/api/whoami-v2":
+                self._answer(200, {"name": "user", "type": "user", "orgs": []})
+            elif (found := self._found(name, revision)) is not None:
                 siblings = [{"rfilename": filename} for filename in found[1]]
                 self._answer(200, {"id": name, "modelId": name, "sha": found[0], "siblings": siblings})
-        elif path == "/api/whoami-v2":
-            self._answer(200, {"name": "user", "type": "user", "orgs": []})
         else:
             self._error(404, "EntryNotFound")
 
@@ -145,6 +154,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(200, {"url": f"{self.server.url}/{name}", "name": name})
         elif path == "/api/validate-yaml":
             self._answer(200, {"errors": [], "warnings": []})
+        elif wanted := re.fullmatch(r"/api/(datasets/.+?)/paths-info/(.+)", path):
+            if (found := self._found(*wanted.groups())) is not None:
+                asked = [unquote(f) for key, f in parse_qsl(content.decode()) if key == "paths"]
+                self._answer(200, [_entry(f, found[1][f]) for f in asked if f in found[1]])
         elif preupload := re.fullmatch(r"/api/models/(.+?)/preupload/(.+)", path):
             if self._found(*preupload.groups()) is not None:
                 asked = [file["path"] for file in json.loads(content)["files"]]

@@ -6,22 +6,15 @@ import json
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hf_sharpness import SharpnessArguments, TrainingArguments
 from hf_sharpness.arguments import SHARED
 from hf_sharpness.sharing.config import parse_config
-from hf_sharpness.tasks.errors import RecipeError
 from hf_sharpness.tasks.shared import (
-    TRAINING_KEYS,
-    check_plain_yaml,
-    check_shared_recipe,
     private_training_keys,
-    shareable_training,
 )
-from hf_sharpness.tasks.yaml12 import parse_yaml
 
 FEW = settings(max_examples=200, deadline=5000, derandomize=True, database=None)
 MANY = settings(max_examples=5000, deadline=5000, database=None, suppress_health_check=[HealthCheck.too_slow])
@@ -117,71 +110,5 @@ def test_a_damaged_config_sets_what_it_may_or_nothing(effort: settings) -> None:
             return
         with pytest.raises(ValueError, match=r"^the file: "):
             parse_config(SharpnessArguments, json.dumps(config | {key: value}).encode(), "the file")
-
-    check()
-
-
-def check_recipe(content: bytes) -> None:
-    try:
-        check_plain_yaml(content, "the file")
-    except RecipeError as error:
-        check_message(str(error))
-        return
-    try:
-        recipe = parse_yaml(content.decode())
-    except (yaml.YAMLError, ValueError):
-        return
-    if not isinstance(recipe, dict) or not all(isinstance(recipe.get(key, {}), dict) for key in SECTIONS):
-        return  # load_recipe refuses it
-    try:
-        check_shared_recipe(recipe, "the file")
-    except RecipeError as error:
-        check_message(str(error))
-        return
-    assert not set(recipe.get("training") or {}) - TRAINING_KEYS
-
-
-SECTIONS = ("training", "model", "data")
-TOKENS = r"training: |model: |data: |optim: wsam|output_dir: /|&a |*a|!!python/name:x|  |- |{|[|}|]|,|: |? |>|'|\"|%|@"
-yaml_bits = st.sampled_from(
-    [*TOKENS.split("|"), "|", "<<: ", "\n", "---\n", "...", "#", "1e3", ".nan", "2020-13-45", "\t"]
-)
-recipes = st.fixed_dictionaries(
-    {},
-    optional={
-        "training": st.dictionaries(
-            st.sampled_from(PRIVATE) | st.sampled_from(sorted(TRAINING_KEYS)), anything, max_size=3
-        ),
-        "model": st.dictionaries(st.sampled_from(["name_or_path", "config", "revision"]), anything),
-        "data": st.dictionaries(st.sampled_from(["source", "path", "data_files"]), anything),
-        "metrics": st.lists(scalars, max_size=3),
-    },
-)
-
-
-@EFFORTS
-def test_any_recipe(effort: settings) -> None:
-    @effort
-    @given(
-        st.binary(max_size=200)
-        | st.lists(yaml_bits, max_size=25).map("".join).map(str.encode)
-        | recipes.map(json.dumps).map(str.encode)
-    )
-    @example(b"{" * 60_000)
-    @example(b"- " * 30_000)
-    @example(b"? " * 30_000)
-    @example(b"[a, " * 16_000)
-    def check(content: bytes) -> None:
-        check_recipe(content)
-
-    check()
-
-
-@EFFORTS
-def test_what_is_shareable_is_accepted(effort: settings) -> None:
-    @effort
-    @given(st.dictionaries(st.sampled_from(PRIVATE) | st.sampled_from(sorted(TRAINING_KEYS)), scalars))
-    def check(training: dict[str, Any]) -> None:
-        check_shared_recipe({"training": shareable_training(training)}, "the file")
 
     check()
