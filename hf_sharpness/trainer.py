@@ -247,7 +247,8 @@ class _SharpnessTrainer(_Base):
         return self.accelerator.reduce(values, reduction="sum")
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """transformers' own, with ``sharpness_config.json`` beside the weights (with a stock ``optim``: without).
+        """transformers' own, with ``sharpness_config.json`` beside the weights (with a stock ``optim``: without), and
+        a model card where there is none (but for checkpoints).
 
         Saves the unperturbed weights even if a signal handler asks in the middle of a pass.
         """
@@ -262,6 +263,7 @@ class _SharpnessTrainer(_Base):
                     config.remove_stale(SharpnessArguments, folder)
         with self._engine.clean_weights() if self._engine is not None else contextlib.nullcontext():
             super().save_model(output_dir, *args, **kwargs)
+        card.leave(self, output_dir, *args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str, *args: Any, **kwargs: Any) -> None:
         """transformers' own, and the tensors that the method keeps. DeepSpeed's state has the weights in it: the

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .errors import RecipeError, first_line, nearest
+
+_TIMING = ("runtime", "per_second", "preparation_time")
 
 
 def accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
@@ -23,6 +25,12 @@ def macro_f1(predictions: np.ndarray, references: np.ndarray) -> float:
         hits = np.sum((predictions == label) & (references == label))
         scores.append(2 * hits / (np.sum(predictions == label) + np.sum(references == label)))
     return float(np.mean(scores))
+
+
+def scores(metrics: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """Those of Trainer's metrics that begin with `prefix_`, without it, and without those that measure time."""
+    named = {name.removeprefix(f"{prefix}_"): name for name in metrics if name.startswith(f"{prefix}_")}
+    return {short: metrics[name] for short, name in sorted(named.items()) if not short.endswith(_TIMING)}
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"accuracy": accuracy, "macro_f1": macro_f1}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .metrics import scores
 from .prepare import PreparedRun
-from .terminal import block, scores
+from .terminal import block
 
 
 def header(run: PreparedRun, one_thread: bool) -> str:

