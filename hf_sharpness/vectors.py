@@ -162,11 +162,6 @@ def _whole_norm(vector: Vector, like: Sequence[Tensor] | None, norms_of: Callabl
 def _norms(tensors: Vector) -> Vector:
     """The norm of each tensor, all in the widest of their accumulation types."""
     dtypes = {t.dtype for t in tensors}
-    if len(dtypes) > 1 and torch.float64 in dtypes:
-        by_width: dict[bool, Vector] = {}
-        for tensor in tensors:
-            by_width.setdefault(tensor.dtype == torch.float64, []).append(tensor)
-        return [n.double() for group in by_width.values() for n in _norms(group)]
     wide = torch.float64 if torch.float64 in dtypes else torch.float32
     if dtypes == {wide}:
         return list(torch._foreach_norm(tensors))
