@@ -2,14 +2,15 @@
 
 Where they enter: ``training_step`` makes each micro-batch's first pass, and after the last one of an optimizer step has
 the engine run the further passes, each again through the ``training_step`` of the class below. Loss scaling, label
-smoothing, autocast and subclasses thus keep their say in every pass.
+smoothing, autocast and subclasses thus keep their say in every pass. Subclasses that override ``training_step``
+themselves keep it too: see ``training/steps.py``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ from .sharing import config
 from .training import card, kept
 from .training.averages import Averages
 from .training.callback import SharpnessCallback, at_epoch_boundary
-from .training.replay import FirstPass
+from .training.outermost import unwrapped, wrap_outermost
+from .training.steps import Steps
 
 _STOCK_TRAINER = transformers.Trainer  # `hf-sharpness run` puts ours in its place
 
@@ -49,11 +51,27 @@ class _SharpnessTrainer(_Base):
 
     # Here instead of in an __init__, whose signature libraries look at.
     _engine: Engine | None = None
+    _steps: Steps | None = None
     _averages: Averages
-    _gradient_is_ready = False
     _first_epoch_has_begun = False
-    _replaying = False
     _resumed_from: str | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if _STOCK_TRAINER in cls.__mro__[: cls.__mro__.index(_SharpnessTrainer)]:
+            raise TypeError(
+                f"class {cls.__name__} names SharpnessTrainerMixin after a Trainer, whose methods then hide the "
+                "mixin's: it would train without sharpness-aware steps. Name the mixin first: "
+                f"class {cls.__name__}(SharpnessTrainerMixin, ...)"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: without what belongs to a training under way."""
+        state = dict(vars(self))
+        state.pop("_engine", None)
+        state.pop("_steps", None)
+        unwrapped(state)
+        return state
 
     @property
     def uses_sharpness(self) -> bool:
@@ -84,13 +102,15 @@ class _SharpnessTrainer(_Base):
             callback = SharpnessCallback()
             callback.attach(self)
             self.add_callback(callback)
+        wrap_outermost(self, self._outermost_step)
         try:
             return super().train(*args, **kwargs)
         finally:
+            unwrapped(vars(self))
             self._close_engine()
 
     def _close_engine(self) -> None:
-        engine, self._engine = self._engine, None
+        engine, self._engine, self._steps = self._engine, None, None
         if engine is not None:
             engine.close()
         accelerator = getattr(self, "accelerator", None)
@@ -136,6 +156,7 @@ class _SharpnessTrainer(_Base):
         self._engine.course.progress.steps_made = self.state.global_step
         if self._resumed_from is not None:
             kept.load(self._engine.course.kept, self._resumed_from, self.args.process_index, self._sum_over_ranks)
+        self._steps = Steps(self, self._engine, _SharpnessTrainer.training_step, _STOCK_TRAINER)
         self._averages = Averages((*LOGGED, *self._engine.method.metrics))
         # A resume may begin in the middle of an epoch, which is then no new one.
         if at_epoch_boundary(self.state):
@@ -163,17 +184,16 @@ class _SharpnessTrainer(_Base):
             if isinstance(callback, SharpnessCallback):
                 callback.attach(self)
 
-    @contextlib.contextmanager
-    def _gradients_unreduced(self) -> Iterator[None]:
-        gradient_state = self.accelerator.gradient_state
-        synchronised = gradient_state.sync_gradients
-        # Private in Accelerate, and what Trainer itself calls before every micro-batch: gradient hooks look at it.
-        gradient_state._set_sync_gradients(False)
-        try:
-            with gradients_unreduced(self.model_wrapped):
-                yield
-        finally:
-            gradient_state._set_sync_gradients(synchronised)
+    def _gradients_unreduced(self) -> AbstractContextManager[None]:
+        return gradients_unreduced(self.model_wrapped)
+
+    def _outermost_step(self, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """While ``train`` runs, every call of this Trainer's ``training_step``, whoever has defined it, comes here."""
+        if self._engine is None and self.uses_sharpness and self.is_in_train:
+            self._start_sharpness_late()
+        if self._steps is None:
+            return step(*args, **kwargs)
+        return self._steps.outermost(step, args, kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward of a micro-batch; after the step's last one also the further passes of the method.
@@ -182,40 +202,9 @@ class _SharpnessTrainer(_Base):
             The clean loss L(w) of the micro-batch.
         """
         plain_step = super().training_step
-        if self._engine is None and self.uses_sharpness and self.is_in_train:
-            self._start_sharpness_late()
-        if self._engine is None:
+        if self._steps is None:
             return plain_step(model, inputs, *args, **kwargs)
-        passes = 0
-        first_pass = FirstPass(self, inputs, _STOCK_TRAINER._prepare_inputs)
-
-        def micro_batch() -> Tensor:
-            nonlocal passes
-            if self._engine.method.is_plain:
-                return plain_step(model, inputs, *args, **kwargs)
-            passes += 1
-            if passes > 1:  # the Trainer counts the first
-                forward_only = not torch.is_grad_enabled()
-                self.current_flos += float(self.floating_point_ops(inputs)) / (3 if forward_only else 1)
-            with self._uncounted(first_pass) if passes > 1 else first_pass.recorded():
-                return plain_step(model, first_pass.inputs_of_a_pass(), *args, **kwargs)
-
-        last = self.accelerator.sync_gradients
-        loss = self._engine.record(micro_batch, last)
-        if last:
-            self._engine.finish()
-            self._gradient_is_ready = True
-        return loss
-
-    @contextlib.contextmanager
-    def _uncounted(self, first_pass: FirstPass) -> Iterator[None]:
-        """For a replay: what a subclass's compute_loss counts or logs comes from the first pass alone."""
-        with first_pass.repeated():
-            self._replaying = True
-            try:
-                yield
-            finally:
-                self._replaying = False
+        return self._steps.inner(lambda inputs: plain_step(model, inputs, *args, **kwargs), inputs)
 
     def _on_epoch_begin(self) -> None:
         if self._first_epoch_has_begun:
@@ -224,20 +213,20 @@ class _SharpnessTrainer(_Base):
 
     def _on_optimizer_step(self) -> dict[str, Any]:
         """Called after ``optimizer.step()``, also when a GradScaler skipped it. Returns the method's state to save."""
-        if not self._gradient_is_ready:
+        if self._steps is None or not self._steps.gradient_is_ready:
             raise RuntimeError(
-                f"optim={self.args.optim!r} had no effect: {type(self).__name__}.training_step does not call "
-                "super().training_step(), where sharpness-aware steps are made; override compute_loss instead, or "
-                "put SharpnessTrainerMixin before the class"
+                f"optim={self.args.optim!r} had no effect: the training loop of {type(self).__name__} does not call "
+                "training_step, where sharpness-aware steps are made: have it call training_step, or use SAM, WSAM or "
+                "XSAM of this package in it"
             )
-        self._gradient_is_ready = False
+        self._steps.gradient_is_ready = False
         self._averages.add(self._engine.metrics)
         self._engine.drop_pending()
         return self._engine.method.state_dict()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """transformers' own, with the sharpness series beside the training loss."""
-        if self._replaying:
+        if self._steps is not None and self._steps.replaying:
             return
         if self._engine is not None and ("loss" in logs or "learning_rate" in logs):  # SetFit renames the loss
             logs.update(self._averages.take(self._sum_over_ranks, self.args.device))

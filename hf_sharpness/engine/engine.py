@@ -153,10 +153,24 @@ class Engine:
             self.micro_batches.append((closure, random_state))
             self.losses.append(loss)
             if alone:
-                self._run_method(loss)
+                if self.has_gradient():
+                    self._run_method(loss)
                 self._add_gradients(earlier)
                 self.micro_batches = []
             return loss
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether micro-batches are recorded for which ``finish`` is to be called."""
+        return bool(self.micro_batches or self.measured)
+
+    def has_gradient(self) -> bool:
+        """Whether any of the parameters has a gradient (under DeepSpeed, which hides them: always)."""
+        return not self.weights.gradients_are_visible or any(p.grad is not None for p in self.parameters())
+
+    def forget_last(self) -> None:
+        """Drop the micro-batch recorded last, which has left no gradient: its closure has skipped it."""
+        del self.micro_batches[-1:], self.losses[-1:]
 
     def finish(self) -> None:
         """Run the method: afterwards p.grad holds the gradient for the base optimizer, the weights are as before."""

@@ -67,6 +67,16 @@ def mean_over_ranks(values: Tensor, groups: list[Any]) -> Tensor:
     return values
 
 
+def any_rank(flag: bool, groups: list[Any], device: torch.device) -> bool:
+    """Whether the flag is set on any rank of the process groups."""
+    if not groups:
+        return flag
+    flags = torch.tensor(float(flag), device=device)
+    for group in groups:
+        torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX, group=group)
+    return bool(flags)
+
+
 def is_tensor_parallel(model: nn.Module, parameters: Iterable[Tensor]) -> bool:
     """Whether ranks share weights whose gradients they do not average: rounded at random, those would drift apart."""
     sharded: list[Any] = [p for p in parameters if is_sharded(p)]

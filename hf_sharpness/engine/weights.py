@@ -19,7 +19,12 @@ class Weights:
     Args:
         model: the model that the closures call.
         optimizer: the base optimizer.
+
+    Attributes:
+        gradients_are_visible: every pass leaves them in ``p.grad`` of the model's parameters.
     """
+
+    gradients_are_visible = True
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.model = model

@@ -24,7 +24,7 @@ def counters_kept(owner: object) -> Iterator[None]:
     """
     before = dict(vars(owner))
     for name, value in before.items():
-        if name not in _DATA and (type(value) in _CONTAINERS or isinstance(value, Tensor)):
+        if _is_counted(name, value):
             with contextlib.suppress(_TooLarge):
                 setattr(owner, name, _copy(value, [_MAX_CONTAINERS]))
     try:
@@ -33,8 +33,36 @@ def counters_kept(owner: object) -> Iterator[None]:
         vars(owner).update(before)
 
 
+class Tally:
+    """What an object counts in its attributes, as it was: for what has happened since to be taken back.
+
+    Covers numbers, rebound objects, and the containers that ``counters_kept`` copies. What may guard what is to happen
+    once (flags, and objects where None was) is left as it is.
+    """
+
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
+        self.before = dict(vars(owner))
+        for name, value in vars(owner).items():
+            if _is_counted(name, value):
+                with contextlib.suppress(_TooLarge):
+                    self.before[name] = _copy(value, [_MAX_CONTAINERS])
+
+    def restore(self) -> None:
+        """Take it back. Containers are then new ones."""
+        own = vars(self.owner)
+        for name, value in self.before.items():
+            if type(value) is bool or (value is None and type(own.get(name)) not in (int, float)):
+                continue
+            own[name] = value
+
+
 class _TooLarge(Exception):
     pass
+
+
+def _is_counted(name: str, value: Any) -> bool:
+    return name not in _DATA and (type(value) in _CONTAINERS or isinstance(value, Tensor))
 
 
 def _copy(value: Any, left: list[int]) -> Any:

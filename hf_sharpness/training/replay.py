@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..engine.state import RandomState, accelerators_of
+from .accumulation import AccelerateState
 from .counters import counters_kept
 
 Prepare = Callable[[Any], Any]
@@ -31,12 +32,15 @@ class FirstPass:
         trainer: the Trainer, just before the first pass.
         inputs: the micro-batch, as ``training_step`` got it.
         stock_prepare: transformers' own ``_prepare_inputs``, which may be called again and again.
+        whole: a pass is a subclass's whole step, which may change its inputs before it prepares them.
     """
 
-    def __init__(self, trainer: Any, inputs: Any, stock_prepare: Prepare) -> None:
+    def __init__(self, trainer: Any, inputs: Any, stock_prepare: Prepare, whole: bool = False) -> None:
         self.trainer = trainer
         self.inputs = inputs
+        self.whole = whole
         self.numbers = _Numbers(trainer)
+        self.accelerate = AccelerateState(trainer.accelerator)
         self.prepare: Prepare | None = trainer._prepare_inputs
         if getattr(self.prepare, "__func__", None) is stock_prepare:
             self.prepare = None
@@ -44,6 +48,8 @@ class FirstPass:
 
     def inputs_of_a_pass(self) -> Any:
         """The micro-batch for one ``training_step``."""
+        if self.whole:
+            return copied(self.inputs)
         if self.prepare is not None:
             return copy.copy(self.inputs)  # its tensors are copied once they are prepared
         return copied(self.inputs, self.trainer.args.device)  # what is elsewhere is copied when it is moved
@@ -73,7 +79,7 @@ class FirstPass:
             ValueError: the inputs do not allow a second pass.
         """
         if self.prepare is None:
-            _check_repeatable(self.inputs)
+            self.check_repeatable()
         left = iter(self.prepared)
 
         def prepare(inputs: Any) -> Any:
@@ -87,10 +93,19 @@ class FirstPass:
             known.numbers.restore(self.trainer)
             return copied(known.result)
 
+        accelerate = AccelerateState(self.trainer.accelerator)
         with counters_kept(self.trainer):
             self.numbers.restore(self.trainer)
-            with self._preparing_by(prepare):
-                yield
+            self.accelerate.restore()
+            try:
+                with self._preparing_by(prepare):
+                    yield
+            finally:
+                accelerate.restore()
+
+    def check_repeatable(self) -> None:
+        """Raise a ValueError if the inputs do not allow a second pass."""
+        _check_repeatable(self.inputs)
 
     @contextlib.contextmanager
     def _preparing_by(self, prepare: Prepare) -> Iterator[None]:
@@ -126,16 +141,27 @@ class _Again:
 
 
 class _Numbers:
-    """The numbers that an object holds. Flags and other values are left alone: they guard what is to happen once."""
+    """The numbers that an object holds, for a pass to count from the same.
+
+    Flags and other values are left alone: they guard what is to happen once. Where a pass has made a number that the
+    object did not have, its flags go back too: one of them may say that the number is there.
+    """
 
     def __init__(self, owner: object) -> None:
         self.names = frozenset(vars(owner))
         self.values = {name: value for name, value in vars(owner).items() if type(value) in (int, float)}
+        self.flags = {name: value for name, value in vars(owner).items() if type(value) is bool}
+        self.empty = [name for name, value in vars(owner).items() if value is None]
 
     def restore(self, owner: object) -> None:
         own = vars(owner)
-        for name in [n for n, value in own.items() if type(value) in (int, float) and n not in self.names]:
+        made = [name for name, value in own.items() if type(value) in (int, float) and name not in self.names]
+        if any(not hasattr(type(owner), name) for name in made):
+            made += [name for name, value in own.items() if type(value) is bool and name not in self.names]
+            own.update(self.flags)
+        for name in made:
             del own[name]  # the class's default is visible again
+        own.update({name: None for name in self.empty if type(own.get(name)) in (int, float)})
         own.update(self.values)
 
 

@@ -43,6 +43,8 @@ class ZeroWeights(Weights):
         engine: the ``DeepSpeedEngine``.
     """
 
+    gradients_are_visible = False
+
     def __init__(self, engine: Any) -> None:
         self.engine = self.model = engine
         self.on_grid: set[int] = set()

@@ -1,0 +1,44 @@
+"""What the Trainer and its engine were before an optimizer step, for the step to be taken back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..engine import Engine
+from ..engine.state import BufferState, RandomState, accelerators_of
+from .counters import Tally
+from .replay import copied
+
+
+class BeforeStep:
+    """The state from which a step began, but for the weights, which the engine puts back.
+
+    Args:
+        trainer: the Trainer, before the first micro-batch of a step.
+        engine: its engine.
+    """
+
+    def __init__(self, trainer: Any, engine: Engine) -> None:
+        self.trainer = trainer
+        self.engine = engine
+        parameters = [p for p in engine.model.parameters() if p.requires_grad]
+        self.random_state = RandomState(accelerators_of(engine.model.parameters()))
+        self.buffers = BufferState(engine.model)
+        self.counters = Tally(trainer)
+        self.method = copied(vars(engine.method))
+        self.steps_made = engine.course.progress.steps_made
+        self.kept = {name: dict(tensors) for name, tensors in engine.course.kept.values.items()}
+        # Usually there are none.
+        self.gradients = [(p, None if p.grad is None else p.grad.clone()) for p in parameters]
+
+    def restore(self) -> None:
+        """All of it as it was."""
+        self.random_state.restore()
+        self.buffers.restore()
+        self.counters.restore()
+        vars(self.engine.method).clear()
+        vars(self.engine.method).update(self.method)
+        self.engine.course.progress.steps_made = self.steps_made
+        self.engine.course.kept.values = self.kept
+        for parameter, gradient in self.gradients:
+            parameter.grad = gradient

@@ -1,0 +1,92 @@
+"""Notices whether somebody has changed the gradients, without reading their values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..vectors import local
+
+_READS_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
+
+
+class GradientWatch:
+    """Whether ``p.grad`` of any parameter was replaced, or written to, since the last ``note``.
+
+    Reads no values, so it costs no device synchronisation: it compares objects, addresses and autograd's version
+    counters. What is written through ``p.grad.data``, which has a counter of its own, is seen by the mode below.
+
+    Args:
+        parameters: those whose gradients are watched.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        self.noted: list[tuple[Tensor | None, object]] = []
+        self.aliases: _Aliases | None = None
+
+    def note(self, through_data: bool = True) -> None:
+        """The gradients are watched from now on.
+
+        Args:
+            through_data: with what is written through ``p.grad.data``; costs a little in every call of torch's.
+        """
+        self.close()
+        self.noted = [(p.grad, _mark(p.grad)) for p in self.parameters]
+        gradients = {id(gradient) for gradient, _ in self.noted if gradient is not None}
+        # The mode goes onto the top of a stack: under one of the user's own, the two could not leave in order.
+        if through_data and gradients and not _other_modes():
+            self.aliases = _Aliases(gradients)
+            self.aliases.__enter__()
+
+    def changed(self) -> bool:
+        """Whether the gradients are other ones than those that were noted, or hold other values."""
+        if any(
+            p.grad is not gradient or _mark(p.grad) != mark
+            for p, (gradient, mark) in zip(self.parameters, self.noted, strict=True)
+        ):
+            return True
+        return self.aliases is not None and self.aliases.written()
+
+    def close(self) -> None:
+        """Watch no longer, and keep no gradient alive. Harmless to repeat."""
+        self.noted = []
+        aliases, self.aliases = self.aliases, None
+        if aliases is not None:
+            aliases.__exit__(None, None, None)
+
+
+def _mark(gradient: Tensor | None) -> object:
+    """Differs once the tensor has been written to, or holds another storage."""
+    if gradient is None:
+        return None
+    stored = local([gradient])[0] if gradient.layout == torch.strided else gradient._values()
+    return gradient._version, stored._version, stored.data_ptr()
+
+
+def _other_modes() -> bool:
+    """Whether the program has a ``TorchFunctionMode`` on (``with torch.device(...)`` is one)."""
+    # Private in torch, which has no public way to ask; tests/training/test_gradient_watch.py fails if it moves.
+    return bool(torch._C._len_torch_function_stack())
+
+
+class _Aliases(TorchFunctionMode):
+    """Keeps every ``gradient.data`` that is asked for: its version counter tells whether it was written to."""
+
+    def __init__(self, gradients: set[int]) -> None:
+        super().__init__()
+        self.gradients = gradients
+        self.seen: list[tuple[Tensor, int]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func == _READS_DATA and id(args[0]) in self.gradients:
+            self.seen.append((result, result._version))
+        return result
+
+    def written(self) -> bool:
+        return any(alias._version != version for alias, version in self.seen)

@@ -1,0 +1,89 @@
+"""Refuses a training step in which an optimizer steps, or text is generated: neither can be repeated."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from ..engine.optimizers import base_optimizer
+
+
+class OptimizerGuard:
+    """Stops an optimizer that would step within a training step, before it does.
+
+    Manual optimisation and adversarial networks do that; a further pass over the step would do it again. An optimizer
+    that the step makes for itself, as an attack on the inputs may, is left alone.
+
+    Args:
+        refuse: raises the error, given the optimizer.
+    """
+
+    def __init__(self, refuse: Callable[[Optimizer], None]) -> None:
+        self.refuse = refuse
+        self.watching = False
+        self.trained: set[int] = set()
+        self.held: set[int] = set()
+        self.earlier: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self.now: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+
+    @contextlib.contextmanager
+    def installed(self, trained: Iterable[nn.Parameter], holder: object) -> Iterator[None]:
+        """Around a training step.
+
+        Args:
+            trained: the parameters that the base optimizer steps.
+            holder: the Trainer; an optimizer among its attributes was not made in this step.
+        """
+        self.trained = {id(p) for p in trained}
+        held = [value for value in vars(holder).values() if isinstance(value, Optimizer)]
+        self.held = {id(base_optimizer(optimizer)) for optimizer in held}
+        handle = register_optimizer_step_pre_hook(self._before_step)
+        try:
+            with self.watched():
+                yield
+        finally:
+            handle.remove()
+
+    @contextlib.contextmanager
+    def watched(self, watching: bool = True) -> Iterator[None]:
+        """Around a pass of the user's code; or, with False, around code in which an optimizer may step."""
+        before = self.watching, self.now
+        self.watching, self.now = watching, weakref.WeakSet()
+        try:
+            yield
+        finally:
+            self.earlier.update(self.now)
+            self.watching, self.now = before
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self.watching:
+            return
+        trains = any(id(p) in self.trained for group in optimizer.param_groups for p in group["params"])
+        if trains or id(optimizer) in self.held or optimizer in self.earlier:
+            self.refuse(optimizer)
+        self.now.add(optimizer)
+
+
+@contextlib.contextmanager
+def generation_refused(model: nn.Module, refuse: Callable[[], None]) -> Iterator[None]:
+    """Inside, ``generate`` of the model, or of a module in it, raises ``refuse``'s error.
+
+    At moved weights it would write another text, so that a further pass would not be one over the same batch.
+    """
+
+    def generate(*args: Any, **kwargs: Any) -> None:
+        refuse()
+
+    modules = [m for m in model.modules() if callable(getattr(type(m), "generate", None)) and "generate" not in vars(m)]
+    for module in modules:
+        vars(module)["generate"] = generate
+    try:
+        yield
+    finally:
+        for module in modules:
+            del vars(module)["generate"]

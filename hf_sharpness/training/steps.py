@@ -1,0 +1,302 @@
+"""Where a Trainer's step becomes sharpness-aware: its outermost ``training_step``, and the inner one of this package.
+
+A subclass may do things before and after ``super().training_step(...)``: time it, open contexts, generate the batch.
+Then the inner call is what is repeated, within the outermost call, and the subclass's own things happen once. Where
+the outermost call does more to the gradient than the one inner call did (calls it twice, or never; runs a backward of
+its own; adds to p.grad, masks or clips it), the inner call is not the whole of the step: the step is taken back, and
+taken anew, as are all later ones, with the outermost call as what is repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from ..engine import Engine
+from ..engine.parallel import any_rank
+from .accumulation import AccelerateState
+from .before import BeforeStep
+from .gradient_watch import GradientWatch
+from .outermost import Call, Step, within_a_callback
+from .replay import FirstPass, copied
+from .stepping import OptimizerGuard, generation_refused
+
+
+class Steps:
+    """Takes a Trainer's steps by the engine.
+
+    Args:
+        trainer: the Trainer.
+        engine: its engine.
+        inner: this package's ``training_step``, as a function.
+        stock: transformers' own Trainer.
+
+    Attributes:
+        whole: the outermost call is what is repeated.
+        gradient_is_ready: the step under way has been taken; the optimizer may step.
+        replaying: a pass is under way that is not the first of its micro-batch.
+    """
+
+    def __init__(self, trainer: Any, engine: Engine, inner: Step, stock: type) -> None:
+        self.trainer = trainer
+        self.engine = engine
+        self.inner_function = inner
+        self.stock = stock
+        self.whole = False
+        self.gradient_is_ready = False
+        self.replaying = False
+        self.call: Call | None = None
+        self.calls: list[Call] = []
+        self.before: BeforeStep | None = None
+        self.differs = False
+        self.asked = False
+        self.gradients = GradientWatch([])
+        self.guard = OptimizerGuard(self._refuse_optimizer)
+
+    # The outermost call.
+
+    def outermost(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A micro-batch of the training loop; after the last one of an optimizer step p.grad is the method's.
+
+        Args:
+            step: the outermost ``training_step``, bound.
+            args: its arguments.
+            kwargs: its arguments by name.
+
+        Returns:
+            What ``step`` returned in the first pass.
+        """
+        if self.call is not None or within_a_callback(self.stock.train.__code__):
+            return step(*args, **kwargs)
+        accelerate = AccelerateState(self.trainer.accelerator)
+        call = Call(step, args, kwargs, accelerate.sync_gradients, accelerate)
+        with self.guard.installed(self.engine.parameters(), self.trainer):
+            try:
+                result = self._take(call)
+            except BaseException:
+                self.calls = []
+                self.engine.abort()
+                raise
+            finally:
+                self.call = None
+                self.gradients.close()
+        if call.last:
+            self.calls, self.before, self.differs = [], None, False
+            self.gradient_is_ready = True
+        return result
+
+    def _take(self, call: Call) -> Any:
+        self.call = call
+        if self.engine.method.is_plain:
+            return self._plain(call)
+        if self.whole:
+            return self._as_a_whole(call)
+        if self._is_inner(call.step):
+            return call.run(call.inputs)
+        return self._tried(call)
+
+    def _is_inner(self, step: Step) -> bool:
+        """Whether nobody has overridden this package's ``training_step``."""
+        return getattr(step, "__func__", None) is self.inner_function
+
+    def _plain(self, call: Call) -> Any:
+        result = call.run(call.inputs)
+        if call.last:
+            self._finish()
+        return result
+
+    def _finish(self) -> None:
+        with self.guard.watched(False):  # DeepSpeed has its optimizer step
+            self.engine.finish()
+
+    def _tried(self, call: Call) -> Any:
+        """The inner call is repeated, as long as the outermost one does no more to the gradient than that did."""
+        if not self.calls:
+            self.before = BeforeStep(self.trainer, self.engine)
+        self.calls.append(call)
+        self.asked = False
+        call.kept = copied(call.inputs)
+        self.gradients = GradientWatch(self._watched())
+        self.gradients.note()
+        result = call.run(call.inputs)
+        touched = self.gradients.changed()
+        self.gradients.close()
+        differs = call.differs or (touched and self.engine.weights.gradients_are_visible) or call.inner_calls > 1
+        if call.inner_calls == 0 and not self.engine.weights.gradients_are_visible:
+            differs = True
+        if not self.engine.has_gradient():  # the batch, or all since the last step, is skipped
+            self._skip()
+            self.calls, differs = [], False
+            self.differs = False
+        elif call.inner_calls == 0 and not differs:
+            self.calls.remove(call)  # skipped
+        if not call.last:
+            self.differs = self.differs or differs
+            return result
+        if not self.asked:
+            self._ask(differs)
+        if not self.differs and self.engine.has_pending:  # the last micro-batch was skipped
+            self._finish()
+        self._ask(differs)
+        return self._taken_anew() if self.differs else result
+
+    def _skip(self) -> None:
+        """The user's code has dropped all gradients: the optimizer will not step."""
+        self.engine.abort()
+        self.engine.metrics = {}
+
+    def _ask(self, differs: bool = False) -> None:
+        """Agree with the other ranks whether the step differs from its inner calls. They all ask equally often."""
+        self.asked = True
+        self.differs = any_rank(self.differs or differs, self.engine.weights.rank_groups(), self.trainer.args.device)
+
+    def _watched(self) -> list[nn.Parameter]:
+        """Whose gradients the user's code may change."""
+        parameters = {id(p): p for p in [*self.engine.model.parameters(), *self.engine.parameters()]}
+        return [p for p in parameters.values() if p.requires_grad]
+
+    # The step as a whole.
+
+    def _taken_anew(self) -> Any:
+        """Take the step back, and take it as a whole, as all later ones."""
+        calls, self.calls = self.calls, []
+        self.whole = True
+        self.engine.abort()
+        self.before.restore()
+        self.replaying = True  # what the first attempt has logged is not logged again
+        try:
+            for call in calls:
+                self.call = call
+                call.accelerate.restore()
+                result = self._as_a_whole(call, copied(call.kept))
+        finally:
+            self.replaying = False
+        return result
+
+    def _as_a_whole(self, call: Call, inputs: Any = None) -> Any:
+        """The outermost call is repeated, and with it all that it does.
+
+        Args:
+            call: the call.
+            inputs: for the first pass. Default None: the loop's own.
+        """
+        if call.kept is None:
+            call.kept = copied(call.inputs)
+        if inputs is None:
+            inputs = call.inputs
+        results: list[Any] = []
+        first_pass = FirstPass(self.trainer, call.kept, self.stock._prepare_inputs, whole=True)
+        first_pass.check_repeatable()
+
+        def run(inputs: Any) -> Tensor:
+            results.append(call.run(inputs))
+            value = results[-1]
+            return value if isinstance(value, Tensor) else torch.as_tensor(value, device=self.trainer.args.device)
+
+        self.gradients = GradientWatch(self._watched())
+        self.gradients.note(through_data=False)
+        with generation_refused(self.trainer.model, self._refuse_generation):
+            self._record(first_pass, run, call, inputs)
+        skipped = self.engine.weights.gradients_are_visible and not self.gradients.changed()
+        self.gradients.close()
+        if skipped:
+            self.engine.forget_last()
+        if not self.engine.has_gradient():
+            self._skip()
+        if call.last and self.engine.has_pending:
+            self._finish()
+        return results[0]
+
+    # The inner call.
+
+    def inner(self, plain: Callable[[Any], Tensor], inputs: Any) -> Tensor:
+        """This package's ``training_step``, called by the loop or by a subclass's own.
+
+        Args:
+            plain: the ``training_step`` below, given the inputs.
+            inputs: the micro-batch.
+
+        Returns:
+            The clean loss of the micro-batch, detached.
+        """
+        call = self.call
+        if call is None or self.whole or self.engine.method.is_plain:
+            return plain(inputs)
+        call.inner_calls += 1
+        if self._is_inner(call.step):
+            return self._repeated(call, plain, inputs)
+        if call.inner_calls > 1:
+            return plain(inputs)
+        if self.engine.weights.gradients_are_visible:
+            call.differs = self.gradients.changed()
+        self.gradients.close()
+        if call.last:
+            self._ask(call.differs)
+        if self.differs or call.differs:
+            loss = plain(inputs)
+        else:
+            call.differs = True  # unless it ends well: the user's code may catch the error
+            loss = self._repeated(call, plain, inputs)
+            call.differs = False
+        self.gradients.note()
+        return loss
+
+    def _repeated(self, call: Call, plain: Callable[[Any], Tensor], inputs: Any) -> Tensor:
+        first_pass = FirstPass(self.trainer, inputs, self.stock._prepare_inputs)
+        loss = self._record(first_pass, plain, call, first_pass.inputs_of_a_pass())
+        if call.last:
+            self._finish()
+        return loss
+
+    def _record(self, first_pass: FirstPass, run: Callable[[Any], Tensor], call: Call, inputs: Any) -> Tensor:
+        passes = 0
+
+        def closure() -> Tensor:
+            nonlocal passes
+            passes += 1
+            if passes == 1:  # the Trainer counts it
+                with first_pass.recorded(), self.guard.watched():
+                    return run(inputs)
+            trainer, forward_only = self.trainer, not torch.is_grad_enabled()
+            trainer.current_flos += float(trainer.floating_point_ops(first_pass.inputs)) / (3 if forward_only else 1)
+            before = self.call, self.replaying
+            self.call, self.replaying = call, True
+            try:
+                with first_pass.repeated(), self.guard.watched():
+                    return run(first_pass.inputs_of_a_pass())
+            finally:
+                self.call, self.replaying = before
+
+        return self.engine.record(closure, call.last)
+
+    # What cannot be repeated.
+
+    def _refuse_optimizer(self, optimizer: Optimizer) -> None:
+        self._refuse(
+            f"an optimizer ({type(optimizer).__name__}) steps within {self._name()}. A sharpness-aware step goes "
+            "through it again, where the optimizer would step again: step it in a callback (on_step_end), or "
+            "train with one of transformers' own optim"
+        )
+
+    def _refuse_generation(self) -> None:
+        self._refuse(
+            f"{self._name()} generates text, and does not call super().training_step() once for all that it "
+            "differentiates. A sharpness-aware step would go through all of it again, and moved weights generate "
+            "another text: generate in _prepare_inputs, or train with one of transformers' own optim"
+        )
+
+    def _refuse(self, why: str) -> None:
+        error = ValueError(f"optim={self.trainer.args.optim!r} does not fit: {why}")
+        if self.call is not None:
+            self.call.refusal = error
+        raise error
+
+    def _name(self) -> str:
+        """The ``training_step`` in question, by the class that defines it."""
+        if self.call is None or self._is_inner(self.call.step):
+            return f"{type(self.trainer).__name__}'s loss (compute_loss, or the model's forward)"
+        return getattr(self.call.step, "__qualname__", f"{type(self.trainer).__name__}.training_step")
