@@ -153,7 +153,7 @@ class Engine:
             self.micro_batches.append((closure, random_state))
             self.losses.append(loss)
             if alone:
-                if self.has_gradient():
+                if self.weights.have_gradient():
                     self._run_method(loss)
                 self._add_gradients(earlier)
                 self.micro_batches = []
@@ -161,15 +161,11 @@ class Engine:
 
     @property
     def has_pending(self) -> bool:
-        """Whether micro-batches are recorded for which ``finish`` is to be called."""
+        """Whether ``finish`` is to be called for what is recorded."""
         return bool(self.micro_batches or self.measured)
 
-    def has_gradient(self) -> bool:
-        """Whether any of the parameters has a gradient (under DeepSpeed, which hides them: always)."""
-        return not self.weights.gradients_are_visible or any(p.grad is not None for p in self.parameters())
-
     def forget_last(self) -> None:
-        """Drop the micro-batch recorded last, which has left no gradient: its closure has skipped it."""
+        """Drop the micro-batch recorded last, whose closure has left no gradient."""
         del self.micro_batches[-1:], self.losses[-1:]
 
     def finish(self) -> None:
@@ -198,9 +194,8 @@ class Engine:
 
     def abort(self) -> None:
         """Put the weights back if they are moved, and drop everything that belongs to an unfinished step."""
-        passes = self.passes
-        if passes is not None:
-            passes.restore()
+        if self.passes is not None:
+            self.passes.restore()
         self.weights.abandon()
         self.course.step_failed()
         self.after_step = None

@@ -37,6 +37,10 @@ class Weights:
         """The trainable parameters in the base optimizer's groups, in their order."""
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
 
+    def have_gradient(self) -> bool:
+        """Whether a pass has left a gradient in any of them (where gradients are hidden: always)."""
+        return not self.gradients_are_visible or any(p.grad is not None for p in self.parameters())
+
     def named(self) -> list[tuple[str, Tensor]]:
         """What is trained, with names for messages: its type is the one that a perturbation is rounded to."""
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]

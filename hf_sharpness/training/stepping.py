@@ -12,6 +12,16 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from ..engine.optimizers import base_optimizer
 
+OPTIMIZER_STEPS = (
+    "an optimizer ({optimizer}) steps within {where}. A sharpness-aware step goes through it again, where the "
+    "optimizer would step again: step it in a callback (on_step_end), or train with one of transformers' own optim"
+)
+GENERATES = (
+    "{where} generates text, and does not call super().training_step() once for all that it differentiates. A "
+    "sharpness-aware step would go through all of it again, and moved weights generate another text: generate in "
+    "_prepare_inputs, or train with one of transformers' own optim"
+)
+
 
 class OptimizerGuard:
     """Stops an optimizer that would step within a training step, before it does.

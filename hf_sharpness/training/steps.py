@@ -23,7 +23,7 @@ from .before import BeforeStep
 from .gradient_watch import GradientWatch
 from .outermost import Call, Step, within_a_callback
 from .replay import FirstPass, copied
-from .stepping import OptimizerGuard, generation_refused
+from .stepping import GENERATES, OPTIMIZER_STEPS, OptimizerGuard, generation_refused
 
 
 class Steps:
@@ -123,12 +123,9 @@ class Steps:
         self.gradients = GradientWatch(self._watched())
         self.gradients.note()
         result = call.run(call.inputs)
-        touched = self.gradients.changed()
+        differs = call.differs or call.inner_calls > 1 or self._touched(call)
         self.gradients.close()
-        differs = call.differs or (touched and self.engine.weights.gradients_are_visible) or call.inner_calls > 1
-        if call.inner_calls == 0 and not self.engine.weights.gradients_are_visible:
-            differs = True
-        if not self.engine.has_gradient():  # the batch, or all since the last step, is skipped
+        if not self.engine.weights.have_gradient():  # the batch, or all since the last step, is skipped
             self._skip()
             self.calls, differs = [], False
             self.differs = False
@@ -143,6 +140,12 @@ class Steps:
             self._finish()
         self._ask(differs)
         return self._taken_anew() if self.differs else result
+
+    def _touched(self, call: Call) -> bool:
+        """Whether the user's code has changed gradients since they were noted."""
+        if self.engine.weights.gradients_are_visible:
+            return self.gradients.changed()
+        return call.inner_calls == 0  # DeepSpeed has them; it was given some in the place of the inner call
 
     def _skip(self) -> None:
         """The user's code has dropped all gradients: the optimizer will not step."""
@@ -205,7 +208,7 @@ class Steps:
         self.gradients.close()
         if skipped:
             self.engine.forget_last()
-        if not self.engine.has_gradient():
+        if not self.engine.weights.have_gradient():
             self._skip()
         if call.last and self.engine.has_pending:
             self._finish()
@@ -231,8 +234,7 @@ class Steps:
             return self._repeated(call, plain, inputs)
         if call.inner_calls > 1:
             return plain(inputs)
-        if self.engine.weights.gradients_are_visible:
-            call.differs = self.gradients.changed()
+        call.differs = self._touched(call)
         self.gradients.close()
         if call.last:
             self._ask(call.differs)
@@ -276,27 +278,16 @@ class Steps:
     # What cannot be repeated.
 
     def _refuse_optimizer(self, optimizer: Optimizer) -> None:
-        self._refuse(
-            f"an optimizer ({type(optimizer).__name__}) steps within {self._name()}. A sharpness-aware step goes "
-            "through it again, where the optimizer would step again: step it in a callback (on_step_end), or "
-            "train with one of transformers' own optim"
-        )
+        self._refuse(OPTIMIZER_STEPS, optimizer=type(optimizer).__name__)
 
     def _refuse_generation(self) -> None:
-        self._refuse(
-            f"{self._name()} generates text, and does not call super().training_step() once for all that it "
-            "differentiates. A sharpness-aware step would go through all of it again, and moved weights generate "
-            "another text: generate in _prepare_inputs, or train with one of transformers' own optim"
-        )
+        self._refuse(GENERATES)
 
-    def _refuse(self, why: str) -> None:
-        error = ValueError(f"optim={self.trainer.args.optim!r} does not fit: {why}")
-        if self.call is not None:
-            self.call.refusal = error
+    def _refuse(self, why: str, **names: str) -> None:
+        assert self.call is not None
+        where = f"{type(self.trainer).__name__}'s loss (compute_loss, or the model's forward)"
+        if not self._is_inner(self.call.step):
+            where = getattr(self.call.step, "__qualname__", where)  # with the class that defines it
+        error = ValueError(f"optim={self.trainer.args.optim!r} does not fit: {why.format(where=where, **names)}")
+        self.call.refusal = error
         raise error
-
-    def _name(self) -> str:
-        """The ``training_step`` in question, by the class that defines it."""
-        if self.call is None or self._is_inner(self.call.step):
-            return f"{type(self.trainer).__name__}'s loss (compute_loss, or the model's forward)"
-        return getattr(self.call.step, "__qualname__", f"{type(self.trainer).__name__}.training_step")
