@@ -23,10 +23,10 @@ class Course:
         self.kept = kept
         self.directions = directions
 
-    def step_made(self, only_finite: bool) -> None:
-        """A step has succeeded; with ``only_finite`` what it keeps is looked at, and dropped if it is not finite."""
+    def step_made(self) -> None:
+        """A step has succeeded."""
         self.progress.steps_made += 1
-        self.kept.commit(only_finite)
+        self.kept.commit()
         self.directions.draws = 0
 
     def step_failed(self) -> None:

@@ -183,7 +183,7 @@ class Engine:
         if self.method.adds_after_step:
             self._prepare_after_step()
         self.metrics = merged(self.measured)
-        self.course.step_made(only_finite=self.checks_overflow)
+        self.course.step_made()
         self._forget_step()
 
     def noise(self, use: int) -> Noise:

@@ -58,22 +58,21 @@ class Kept:
             vectors.scale_(vector, 1.0 / scale)
         self.pending.setdefault(name, {}).update(zip(params, vector, strict=True))
 
-    def commit(self, only_finite: bool) -> None:
-        """The step has succeeded.
-
-        Args:
-            only_finite: look whether what it keeps is finite, and otherwise drop it.
-        """
-        pending, spoiled = self.pending, self.spoiled
+    def commit(self) -> None:
+        """The step has succeeded: what it keeps counts, unless it overflowed."""
+        if not self.spoiled:
+            for name, kept in self.pending.items():
+                self.values[name].update(kept)
         self.drop()
-        if spoiled or (only_finite and not all(self._is_finite(kept) for kept in pending.values())):
-            return
-        for name, kept in pending.items():
-            self.values[name].update(kept)
 
     def spoil(self) -> None:
         """The step overflows: what it is to keep, now or later, will be dropped."""
         self.spoiled = True
+
+    def check_finite(self) -> None:
+        """Spoil the step if what it is to keep is not finite."""
+        if not all(self._is_finite(kept) for kept in self.pending.values()):
+            self.spoil()
 
     def drop(self) -> None:
         """The step has failed: forget what it was to keep."""
@@ -120,8 +119,9 @@ class Kept:
             )
 
     def _is_finite(self, kept: dict[nn.Parameter, Tensor]) -> bool:
-        norm = vectors.norm(list(kept.values()), self.weights.owners(list(kept)))
-        return bool(norm.isfinite()) or all(bool(t.isfinite().all()) for t in kept.values())
+        values, owners = list(kept.values()), self.weights.owners(list(kept))
+        norm = vectors.norm(values, owners)
+        return bool(norm.isfinite() or vectors.norm_of_large(values, owners).isfinite())
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -74,6 +74,8 @@ class Passes(Climbs):
                 self.counted = Replays(self.method, self, self.weights.rank_groups, self.metrics["loss"].device)
                 self.method.run(self)
                 self.counted.check_all_made()
+                if self.checks_overflow:
+                    self.course.kept.check_finite()
             except NonFiniteAscent:
                 self.course.kept.spoil()
                 if self.scope.reduces_last_replay and self.counted.skip_to_last():

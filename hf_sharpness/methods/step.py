@@ -167,8 +167,8 @@ class Step(Protocol):
         """Keep a gradient-like vector for later steps and in checkpoints, in place of what was kept under the name.
 
         It is handed over, is stored in float32 (or float64) and without the loss scale, and counts once the step has
-        succeeded: an exception or an overflow leaves what was kept before. A parameter without a gradient in this
-        step keeps its own.
+        succeeded: an exception, a climb along what is not finite (an overflow), or a vector to be kept that is not
+        finite leaves all that was kept before. A parameter without a gradient in this step keeps its own.
 
         Args:
             name: one that the method's class lists in ``keeps``.
