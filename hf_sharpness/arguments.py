@@ -1,7 +1,7 @@
 """The sharpness arguments of a training run, and transformers' TrainingArguments with them.
 
-Hyper-parameters are defined by the methods (``methods/*.py``: default, help, valid values); this module gives each its
-name on the command line.
+The methods define their hyper-parameters (``methods/*.py``), ``argument_fields`` makes fields of them; this module
+fills in what was not given, and checks the rest.
 """
 
 from __future__ import annotations
@@ -9,118 +9,36 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import typing
 from typing import Any
 
 import transformers
 from transformers.training_args import OptimizerNames
 
-from . import explicit, methods
+from . import argument_fields
+from .argument_fields import ArgumentFields, defaults, hyperparameter_arguments, shared_arguments
 from .engine.deepspeed.config import check_config, read_config
-from .engine.scopes import SCOPES
-from .methods import METHODS, Method
+from .engine.optimizers import is_adaptive
+from .methods import METHODS, Method, Options, hyperparameters, registry
+from .methods.options import PREFIX
 from .sharing import config
 
-_STOCK_DEFAULT = next(f.default for f in dataclasses.fields(transformers.TrainingArguments) if f.name == "optim")
-_STOCK_NAMES = [name.value for name in OptimizerNames]
 
-HYPERPARAMETERS = {
-    "sam_rho": (methods.SAM, "rho"),
-    "sam_adaptive": (methods.SAM, "adaptive"),
-    "sam_steps": (methods.SAM, "steps"),
-    "wsam_mode": (methods.WSAM, "mode"),
-    "wsam_gamma": (methods.WSAM, "gamma"),
-    "xsam_rho_max": (methods.XSAM, "rho_max"),
-    "xsam_alpha": (methods.XSAM, "alpha"),
-    "xsam_alpha_max": (methods.XSAM, "alpha_max"),
-    "xsam_alpha_points": (methods.XSAM, "alpha_points"),
-    "xsam_refresh": (methods.XSAM, "refresh"),
-}
-"""Argument -> the method that defines the hyper-parameter, and its name there."""
-
-
-def _kinds_of_number(cls: type, name: str) -> list[type]:
-    hint = typing.get_type_hints(cls)[name]
-    return [kind for kind in (int, float) if kind in (hint, *typing.get_args(hint))]
-
-
-_NUMBERS = {argument: _kinds_of_number(cls, name) for argument, (cls, name) in HYPERPARAMETERS.items()}
-"""Argument -> the kinds of number that it may be."""
-
-
-def _hyperparameter(argument: str) -> Any:
-    cls, name = HYPERPARAMETERS[argument]
-    field = next(f for f in dataclasses.fields(cls) if f.name == name)
-    metadata = {"help": field.metadata["help"], **explicit.MARK}
-    if field.metadata["choices"]:
-        metadata["choices"] = list(field.metadata["choices"])
-    return dataclasses.field(default=field.default, metadata=metadata)
-
-
-@dataclasses.dataclass
-class _SharpnessArguments:
+class _SharpnessArguments(ArgumentFields):
     """What ``SharpnessArguments`` and this package's TrainingArguments have in common, which is all of it.
 
     A base of its own: under `hf-sharpness run` the stock base of a class into which somebody mixes SharpnessArguments
     is this package's TrainingArguments. If that derived from SharpnessArguments, there would be no order of the bases.
     """
 
-    optim: str = dataclasses.field(
-        default=_STOCK_DEFAULT,
-        metadata={
-            "help": "The optimizer: `sam` (arXiv 2010.01412), `wsam` (2305.15817) or `xsam` (2603.10048) for "
-            "sharpness-aware steps around `base_optim`, or any of transformers' own without them.",
-            "choices": [*METHODS, *_STOCK_NAMES],
-            **explicit.MARK,
-        },
-    )
-    base_optim: str = dataclasses.field(
-        default=_STOCK_DEFAULT,
-        metadata={
-            "help": "With optim sam, wsam or xsam: the optimizer that takes the step, any name that transformers' own "
-            "`optim` accepts; `optim_args` goes to it.",
-            "choices": _STOCK_NAMES,
-            **explicit.MARK,
-        },
-    )
-    sam_rho: float = _hyperparameter("sam_rho")
-    sam_adaptive: bool = _hyperparameter("sam_adaptive")
-    sam_steps: int = _hyperparameter("sam_steps")
-    sam_scope: str = dataclasses.field(
-        default="global",
-        metadata={
-            "help": "Whose gradient makes the perturbation: "
-            + "; ".join(f"`{name}`: {meaning}" for name, meaning in SCOPES.items())
-            + ". XSAM is defined for `global` only.",
-            "choices": list(SCOPES),
-            **explicit.MARK,
-        },
-    )
-    wsam_mode: str = _hyperparameter("wsam_mode")
-    wsam_gamma: float | None = _hyperparameter("wsam_gamma")
-    xsam_rho_max: float | None = _hyperparameter("xsam_rho_max")
-    xsam_alpha: float | None = _hyperparameter("xsam_alpha")
-    xsam_alpha_max: float = _hyperparameter("xsam_alpha_max")
-    xsam_alpha_points: int = _hyperparameter("xsam_alpha_points")
-    xsam_refresh: str = _hyperparameter("xsam_refresh")
-    sharpness_config: str | None = dataclasses.field(
-        default=None,
-        metadata={
-            "help": "Take the arguments above from the `sharpness_config.json` that a model was saved with: a repo on "
-            "the Hub (`user/repo` or `user/repo@revision`), a local folder or a file. Those given beside it win.",
-        },
-    )
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        self = super().__new__(cls)
-        explicit.note(self, args, kwargs)
-        return self
-
     def __post_init__(self) -> None:
-        given = explicit.settle(self, [f.name for f in dataclasses.fields(_SharpnessArguments)])
+        fields = type(self).__dataclass_fields__
+        values = {name: getattr(self, name) for name in defaults(None)}
+        # A subclass may have a default of its own in the place of None.
+        given = {name for name, value in values.items() if value is not None and value != fields[name].default}
+        self.__dict__["_given"] = {name for name, value in values.items() if value is not None}
+        self._make_plain()
         if self.sharpness_config is not None:
             config.fill(self, given)
-        self.optim, self.base_optim = _plain_name(self.optim), _plain_name(self.base_optim)
         self.check_sharpness()
         parent = getattr(super(), "__post_init__", None)
         if parent is None:
@@ -135,30 +53,49 @@ class _SharpnessArguments:
         finally:
             self.optim = chosen
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As ever; what is set later, as by a hyper-parameter search, is given, and no default takes its place."""
+        super().__setattr__(name, value)
+        if "_given" in self.__dict__ and name in ArgumentFields.__dataclass_fields__:
+            (self._given.discard if value is None else self._given.add)(name)
+
+    def _fill_in_defaults(self) -> None:
+        """Put the chosen method's default in the place of every argument that was not given."""
+        # What was pickled by an earlier version says nothing of it: all that it holds was given.
+        given = self.__dict__.setdefault("_given", set(self.__dict__))
+        self.__dict__.update({name: default for name, default in defaults(self.optim).items() if name not in given})
+
+    def _make_plain(self) -> None:
+        """Names of optimizers as text, and texts as the numbers that they stand for."""
+        for name in ("optim", "base_optim"):
+            self.__dict__[name] = _plain_name(getattr(self, name))
+        # From the command line, a hyper-parameter search, and YAML (`1e-1`), a number comes as text.
+        for name, hyperparameter in hyperparameter_arguments().items():
+            self.__dict__[name] = _number(hyperparameter.kinds, getattr(self, name))
+
     @property
     def uses_sharpness(self) -> bool:
         """Whether ``optim`` names a sharpness-aware method."""
         return self.optim in METHODS
 
     def check_sharpness(self) -> None:
-        """Raise a ValueError for the first sharpness argument that is not valid."""
-        # From the command line, a hyper-parameter search, and YAML (`1e-1`), a number comes as text.
-        for argument in HYPERPARAMETERS:
-            setattr(self, argument, _number(argument, getattr(self, argument)))
-        if self.optim not in METHODS and self.optim not in _STOCK_NAMES:
+        """Put defaults where nothing was given, and raise a ValueError for the first argument that is not valid."""
+        self._make_plain()
+        self._fill_in_defaults()
+        if self.optim not in METHODS and self.optim not in argument_fields.STOCK_NAMES:
             raise ValueError(
                 f"optim={self.optim!r} is not known: must be one of {', '.join(METHODS)}, or one of transformers' own "
-                f"({', '.join(_STOCK_NAMES)})"
+                f"({', '.join(argument_fields.STOCK_NAMES)})"
             )
-        if self.base_optim not in _STOCK_NAMES:
+        if self.base_optim not in argument_fields.STOCK_NAMES:
             remedy = f"choose the method with optim={self.base_optim!r}; " if self.base_optim in METHODS else ""
             raise ValueError(
-                f"base_optim={self.base_optim!r} is not known: {remedy}must be one of {', '.join(_STOCK_NAMES)}"
+                f"base_optim={self.base_optim!r} is not known: {remedy}must be one of "
+                f"{', '.join(argument_fields.STOCK_NAMES)}"
             )
-        for argument, (cls, name) in HYPERPARAMETERS.items():
-            methods.check_hyperparameters(cls, {name: getattr(self, argument)}, named=lambda _, a=argument: a)
-        if self.sam_scope not in SCOPES:
-            raise ValueError(f"sam_scope={self.sam_scope!r} is not valid: must be one of {', '.join(SCOPES)}")
+        own = registry.arguments_of(METHODS[self.optim]) if self.uses_sharpness else {}
+        for argument, hyperparameter in {**hyperparameter_arguments(), **own}.items():
+            hyperparameter.check(getattr(self, argument), argument)
         if self.uses_sharpness:
             self._check_combinations()
 
@@ -173,10 +110,13 @@ class _SharpnessArguments:
                 f"base_optim={self.base_optim!r} steps inside the backward pass, before a sharpness-aware gradient "
                 "exists: use an optimizer that steps after it, such as base_optim='adamw_torch' or 'galore_adamw'"
             )
-        if self.base_optim.startswith("schedule_free") and self.optim == "wsam" and self.wsam_mode == "decoupled":
+        method = self.method().resolved(is_adaptive(self.base_optim))
+        if self.base_optim.startswith("schedule_free") and method.adds_after_step:
+            named = {h.name: argument for argument, h in registry.arguments_of(type(method)).items()}
             raise ValueError(
-                f"wsam_mode='decoupled' does not fit base_optim={self.base_optim!r}, which keeps the weights in a "
-                "second form of its own that the term would not move: use wsam_mode='coupled'"
+                f"{method.after_step_setting(named)} does not fit base_optim={self.base_optim!r}, which keeps the "
+                f"weights in a second form of its own that the term would not move: use "
+                f"{method.after_step_remedy(named)}"
             )
         deepspeed = read_config(getattr(self, "deepspeed", None))
         if deepspeed is not None:
@@ -191,9 +131,17 @@ class _SharpnessArguments:
         """The method that ``optim`` names, with its hyper-parameters; None for one of transformers' optimizers."""
         if not self.uses_sharpness:
             return None
-        cls = METHODS[self.optim]
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: getattr(self, arg) for arg, (_, name) in HYPERPARAMETERS.items() if name in known})
+        return _made(METHODS[self.optim], self)
+
+    def step_options(self) -> Options:
+        """The options of every method's steps."""
+        return _made(Options, self, PREFIX)
+
+    def shared_values(self) -> dict[str, Any]:
+        """What ``sharpness_config.json`` says of these arguments: of hyper-parameters those of the chosen method."""
+        own = registry.arguments_of(METHODS[self.optim]) if self.uses_sharpness else {}
+        others = registry.arguments().keys() - own.keys()
+        return {name: _plain_name(getattr(self, name)) for name in shared_arguments() if name not in others}
 
     @classmethod
     def shared_types(cls) -> dict[str, Any]:
@@ -201,9 +149,18 @@ class _SharpnessArguments:
 
         The type that a method declares says more than the argument's, which HfArgumentParser must understand.
         """
-        hints = typing.get_type_hints(_SharpnessArguments)
-        declared = {argument: typing.get_type_hints(owner)[name] for argument, (owner, name) in HYPERPARAMETERS.items()}
-        return {name: declared.get(name, hints[name]) for name in SHARED}
+        declared = {name: hyperparameter.type for name, hyperparameter in hyperparameter_arguments().items()}
+        return {name: declared.get(name, str) for name in shared_arguments()}
+
+    @staticmethod
+    def optimizer_names() -> list[str]:
+        """What ``optim`` can be: the methods, and transformers' own optimizers."""
+        return [*METHODS, *argument_fields.STOCK_NAMES]
+
+    @staticmethod
+    def argument_defaults(optim: Any) -> dict[str, Any]:
+        """The default of every argument where ``optim`` is this."""
+        return defaults(optim)
 
     @classmethod
     def from_pretrained(
@@ -286,7 +243,7 @@ class _SharpnessArguments:
         return config.push(self, repo_id, **options)
 
     def set_optimizer(self, name: str | OptimizerNames = "adamw_torch", *args: Any, **kwargs: Any) -> Any:
-        """transformers' ``set_optimizer``, which also takes sam, wsam and xsam (then ``base_optim`` takes the step)."""
+        """transformers' ``set_optimizer``, which also takes sharpness-aware methods (``base_optim`` takes the step)."""
         name = _plain_name(name)
         if name in METHODS:
             super().set_optimizer(self.base_optim, *args, **kwargs)
@@ -319,16 +276,19 @@ class Seq2SeqTrainingArguments(TrainingArguments, transformers.Seq2SeqTrainingAr
     """transformers.Seq2SeqTrainingArguments with the sharpness arguments; nothing else differs."""
 
 
-SHARED = tuple(f.name for f in dataclasses.fields(_SharpnessArguments) if f.name != "sharpness_config")
-"""What is shared with a model in ``sharpness_config.json``."""
+def _made(cls: Any, arguments: Any, prefix: str | None = None) -> Any:
+    """A method, or the options, with the hyper-parameters that the arguments hold."""
+    values = {name: getattr(arguments, h.argument) for name, h in hyperparameters(cls, prefix).items()}
+    return cls(**{name: value for name, value in values.items() if value is not None})
 
 
-def _number(argument: str, value: Any) -> Any:
+def _number(kinds: tuple[type, ...], value: Any) -> Any:
     """The number that a text stands for, where the argument is one; anything else as it is."""
     if isinstance(value, str):
-        for kind in _NUMBERS[argument]:
-            with contextlib.suppress(ValueError):
-                return kind(value)
+        for kind in (int, float):
+            if kind in kinds:
+                with contextlib.suppress(ValueError):
+                    return kind(value)
     return value
 
 
@@ -338,3 +298,34 @@ def _plain_name(name: Any) -> Any:
 
 def _accelerate_uses_deepspeed() -> bool:
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true", "yes", "on", "y", "t")
+
+
+def _check_names(cls: type[Method]) -> None:
+    """Raise a ValueError where the name of a method, or of an argument of its, is another thing's already."""
+    if cls.name in argument_fields.STOCK_NAMES:
+        raise ValueError(f"register({cls.__name__}): {cls.name!r} is an optimizer of transformers: choose another name")
+    known = {h.argument for h in hyperparameter_arguments().values()}
+    for argument in registry.arguments_of(cls).keys() - known:
+        for owner in (transformers.Seq2SeqTrainingArguments, ArgumentFields, *_below(ArgumentFields)):
+            if hasattr(owner, argument) or argument in owner.__dataclass_fields__:
+                raise ValueError(
+                    f"register({cls.__name__}): {owner.__name__} has an argument or attribute {argument} already: give "
+                    "the method or the hyper-parameter another name"
+                )
+
+
+def _below(cls: type) -> list[type]:
+    return [found for subclass in cls.__subclasses__() for found in (subclass, *_below(subclass))]
+
+
+def __getattr__(name: str) -> Any:
+    """SHARED and HYPERPARAMETERS: what is shared in a config; argument -> hyper-parameter of a method."""
+    if name == "SHARED":
+        return shared_arguments()
+    if name == "HYPERPARAMETERS":
+        return registry.arguments()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+registry.subscribe(registry.Listener(_check_names, argument_fields.make_fields))
+registry.load_entry_points()  # last: the module of a method may import this one

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="hf-sharpness",
-        description="Sharpness-aware fine-tuning (SAM, WSAM, XSAM) with the Hugging Face Trainer.",
+        description="Sharpness-aware fine-tuning with the Hugging Face Trainer.",
         epilog=ABOUT_RECIPES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -279,7 +279,7 @@ class _SharpnessTrainer(_Base):
 
 
 class SharpnessTrainerMixin(_SharpnessTrainer):
-    """Gives a Trainer the optimizers sam, wsam and xsam; with any other ``optim`` it changes nothing.
+    """Gives a Trainer the sharpness-aware optimizers; with any other ``optim`` it changes nothing.
 
     Put it before a Trainer class: ``class MyTrainer(SharpnessTrainerMixin, SFTTrainer)``. The training arguments must
     carry ``SharpnessArguments``.
@@ -287,8 +287,8 @@ class SharpnessTrainerMixin(_SharpnessTrainer):
 
 
 class Trainer(_SharpnessTrainer, transformers.Trainer):
-    """transformers.Trainer with sam, wsam and xsam; with any other ``optim`` it is transformers' own, bit for bit."""
+    """transformers.Trainer with the sharpness-aware optimizers; otherwise it is transformers' own, bit for bit."""
 
 
 class Seq2SeqTrainer(Trainer, transformers.Seq2SeqTrainer):
-    """transformers.Seq2SeqTrainer with sam, wsam and xsam; otherwise transformers' own, bit for bit."""
+    """transformers.Seq2SeqTrainer with the sharpness-aware optimizers; otherwise transformers' own, bit for bit."""

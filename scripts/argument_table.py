@@ -6,11 +6,10 @@ python scripts/argument_table.py --write    # put it into README.md
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 
-from hf_sharpness import SharpnessArguments
+from hf_sharpness.argument_fields import descriptions
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- arguments: begin -->", "<!-- arguments: end -->"
@@ -19,10 +18,9 @@ BEGIN, END = "<!-- arguments: begin -->", "<!-- arguments: end -->"
 def table() -> str:
     """The table in Markdown: argument, default, meaning."""
     rows = ["| argument | default | meaning |", "| --- | --- | --- |"]
-    for field in dataclasses.fields(SharpnessArguments):
-        default = "as in transformers" if field.name in ("optim", "base_optim") else f"`{field.default}`".lower()
-        meaning = field.metadata["help"].replace("|", "\\|")
-        rows.append(f"| `{field.name}` | {default} | {meaning} |")
+    for name, default, meaning in descriptions():
+        default = "as in transformers" if name in ("optim", "base_optim") else f"`{default}`".lower()
+        rows.append(f"| `{name}` | {default} | {meaning.replace('|', chr(92) + '|')} |")
     return "\n".join(rows)
 
 

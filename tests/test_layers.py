@@ -15,7 +15,7 @@ LAYERS = [
     {"methods"},
     {"engine"},
     {"loop", "sharing"},
-    {"explicit", "arguments"},
+    {"late_fields", "argument_fields", "arguments"},
     {"training"},
     {"trainer"},
     {"run", "patching", "tasks", "integrations"},

@@ -10,21 +10,26 @@ from typing import Any
 
 import yaml
 
-from ..arguments import HYPERPARAMETERS, SHARED
-from ..methods import METHODS
+from ..argument_fields import shared_arguments
+from ..methods import METHODS, registry
 from ..tasks.errors import first_line, nearest
 from ..tasks.yaml12 import parse_yaml
 from .errors import CompareError
 
+OWN_METHODS = tuple(name for name in METHODS if registry.package_of(name) is None)
+"""The methods of this package."""
 DEFAULT_RHO = (0.01, 0.02, 0.05)
 """What sam_rho is chosen from where nothing is said."""
-OWN = tuple(name for name in SHARED if name not in ("optim", "base_optim"))
-"""Arguments that a sharpness-aware arm may set besides its method and base optimizer."""
 SAME_COST = 1.1
 """Arms whose costs differ by at most this factor share one base arm at equal passes, that of the dearest."""
 AVERAGES = ("swa", "ema")
 
 _NAMES = {"adamw_torch": "AdamW", "adamw_torch_fused": "AdamW", "sgd": "SGD", "adafactor": "Adafactor"}
+
+
+def own_arguments() -> tuple[str, ...]:
+    """Arguments that a sharpness-aware arm may set besides its method and base optimizer."""
+    return tuple(name for name in shared_arguments() if name not in ("optim", "base_optim"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +78,7 @@ def sharpness_arms(
 
     Args:
         spec: `base,sam,wsam`, the path of a YAML file (`name: {optim: sam, sam_rho: [.01, .02]}`), or None for all
-            methods of the package that have a paper here: sam, wsam and xsam.
+            methods of this package.
         choices: Argument -> values, from the command line; it goes to every arm whose method has the argument, unless
             a YAML file says something else for it.
         own: The recipe's (or script's) own sharpness arguments; a method takes over those that are its own.
@@ -85,7 +90,7 @@ def sharpness_arms(
     if spec is not None and spec.endswith((".yaml", ".yml")):
         sections = _read(Path(spec))
     else:
-        names = [name.strip() for name in (spec or "base,sam,wsam,xsam").split(",") if name.strip()]
+        names = [name.strip() for name in (spec or ",".join(OWN_METHODS)).split(",") if name.strip()]
         sections = {name: {"optim": name} for name in names if name != "base"}
     if not sections:
         raise CompareError("--arms: name at least one sharpness-aware arm, as in --arms base,sam")
@@ -98,7 +103,7 @@ def sharpness_arms(
                 f"--arms: optim {method!r} of the arm '{name}' is not a sharpness-aware method"
                 f"{nearest(str(method), METHODS)}; those are {', '.join(METHODS)} (the base arms come by themselves)"
             )
-        known = [argument for argument in OWN if _belongs(argument, method)]
+        known = [argument for argument in own_arguments() if _belongs(argument, method)]
         for argument in section:
             if argument not in (*known, "optim", "base_optim"):
                 raise CompareError(
@@ -106,7 +111,8 @@ def sharpness_arms(
                     f"has {', '.join(known)}"
                 )
         merged: dict[str, Any] = {argument: own[argument] for argument in known if argument in own}
-        merged["sam_rho"] = DEFAULT_RHO  # the recipe's one value is not tuned
+        if "sam_rho" in known:
+            merged["sam_rho"] = DEFAULT_RHO  # the recipe's one value is not tuned
         for argument, values in choices.items():
             if argument in known:
                 merged[argument] = tuple(values)
@@ -161,10 +167,8 @@ def with_base_arms(arms: Sequence[Arm], base_optim: str, averaging: bool) -> lis
 
 def _belongs(argument: str, method: str) -> bool:
     """Whether a sharpness argument is one of the method's."""
-    if argument not in HYPERPARAMETERS:
-        return True  # sam_scope and the like go with every method
-    name = HYPERPARAMETERS[argument][1]
-    return name in {field.name for field in dataclasses.fields(METHODS[method])}
+    # sam_scope and the like go with every method
+    return argument in registry.arguments_of(METHODS[method]) or argument not in registry.arguments()
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

@@ -24,7 +24,7 @@ from ..tasks.flags import apply_flags, load_named, parse_training_flags
 from ..tasks.terminal import quiet
 from ..tasks.yaml12 import parse_yaml
 from . import across, report, results
-from .arms import OWN
+from .arms import OWN_METHODS, own_arguments
 from .budget import parse_duration
 from .errors import CompareError
 from .execution import GRACE, Execution
@@ -78,7 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     add("recipe", nargs="?", metavar="RECIPE", help="a YAML file, a bundled recipe, or a repo on the Hub")
     add("--script", metavar="SCRIPT", help="compare on a script written for transformers' Trainer instead")
     add("--report", nargs="+", metavar="FOLDER", help="make tables and pictures again from results.json; merge several")
-    add("--arms", help="base,sam,wsam,xsam (the default), or a YAML file: a name for each arm, with its arguments")
+    add(
+        "--arms",
+        help=f"{','.join(('base', *OWN_METHODS))} (the default), or a YAML file: a name for each arm, with its arguments",
+    )
     add("--metric", help="the primary metric. Default: the recipe's first; a script has none")
     add("--lower_is_better", action="store_true", help="of a script's metric. A loss is known to be so")
     add("--trials", type=int, default=DEFAULT_TRIALS, help="tuning points of every arm (%(default)s)")
@@ -182,7 +185,7 @@ def _choices(rest: list[str]) -> tuple[dict[str, tuple[Any, ...]], list[str]]:
     words = iter(rest)
     for word in words:
         name, equals, _ = word.removeprefix("--").replace("-", "_").partition("=")
-        if not word.startswith("--") or name not in OWN:
+        if not word.startswith("--") or name not in own_arguments():
             left_over.append(word)
             continue
         text = word.partition("=")[2] if equals else next(words, "")

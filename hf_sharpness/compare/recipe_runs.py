@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..arguments import SHARED
+from ..argument_fields import shared_arguments
 from ..tasks.arguments import training_arguments
 from ..tasks.errors import RecipeError, nearest
 from ..tasks.prepare import PreparedRun, build_task, prepare
@@ -81,7 +81,9 @@ class RecipeSubject:
             length = Length("max_steps", float(arguments.max_steps))
         optim = getattr(arguments.optim, "value", arguments.optim)
         base = arguments.base_optim if arguments.uses_sharpness or "base_optim" in training else optim
-        sharpness = {name: value for name, value in training.items() if name in SHARED and "optim" not in name}
+        sharpness = {
+            name: value for name, value in training.items() if name in shared_arguments() and "optim" not in name
+        }
         return Own(float(arguments.learning_rate), length, base, sharpness)
 
     def question(self) -> dict[str, Any]:
@@ -108,7 +110,7 @@ class RecipeSubject:
 
     def check(self, arms: Sequence[Arm]) -> None:
         """Make the training arguments of every arm once."""
-        kept = {name: value for name, value in self.recipe.training.items() if name not in SHARED}
+        kept = {name: value for name, value in self.recipe.training.items() if name not in shared_arguments()}
         for arm in arms:
             for settings in settings_of(arm):
                 training = {**kept, **arm.arguments, **settings, "output_dir": tempfile.gettempdir()}
@@ -151,7 +153,9 @@ class RecipeSubject:
         recipe = copy.deepcopy(self.recipe)
         recipe.data.test_seed = recipe.data.seed if recipe.data.test_seed is None else recipe.data.test_seed
         recipe.data.seed = seed
-        kept = {name: value for name, value in recipe.training.items() if name not in (*SHARED, "data_seed")}
+        kept = {
+            name: value for name, value in recipe.training.items() if name not in (*shared_arguments(), "data_seed")
+        }
         evaluation: dict[str, Any] = {"eval_strategy": "no"}
         if final:
             evaluation = {"eval_strategy": "steps", "eval_steps": _EVALUATIONS}

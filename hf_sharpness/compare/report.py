@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..arguments import SHARED, SharpnessArguments
+from ..argument_fields import shared_arguments
+from ..arguments import SharpnessArguments
 from ..sharing.config import save
 from . import tables
 from .errors import CompareError
@@ -24,7 +25,10 @@ def write(study: Study, folder: Path) -> None:
     except CompareError as error:  # a missing picture must not cost a finished study
         print(f"warning: {error}", file=sys.stderr)
     arguments = study.outcomes[best_arm(study)].arguments
-    save(SharpnessArguments(**{name: value for name, value in arguments.items() if name in SHARED}), folder / "best")
+    save(
+        SharpnessArguments(**{name: value for name, value in arguments.items() if name in shared_arguments()}),
+        folder / "best",
+    )
 
 
 def best_arm(study: Study) -> str:

@@ -12,7 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..arguments import SHARED, TrainingArguments
+from ..argument_fields import shared_arguments
+from ..arguments import TrainingArguments
+from ..methods import METHODS
 from ..tasks.errors import first_line, nearest
 from .arms import Arm, settings_of
 from .cost import STEPS, WARM_UP, Cost, Scale, cost_of
@@ -73,8 +75,10 @@ class ScriptSubject:
         length = Length("num_train_epochs", float(own["num_train_epochs"]))
         if own["max_steps"] > 0:
             length = Length("max_steps", float(own["max_steps"]))
-        base = own["base_optim"] if own["optim"] in ("sam", "wsam", "xsam") else own["optim"]
-        sharpness = {name: value for name, value in self.given.items() if name in SHARED and "optim" not in name}
+        base = own["base_optim"] if own["optim"] in METHODS else own["optim"]
+        sharpness = {
+            name: value for name, value in self.given.items() if name in shared_arguments() and "optim" not in name
+        }
         return Own(float(own["learning_rate"]), length, base, sharpness)
 
     def question(self) -> dict[str, Any]:

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..methods import Method
+from ..methods import SCOPES, Method
 from ..vectors import is_sharded
 from .parallel import data_parallel_module, is_tensor_parallel, uses_fsdp1
-from .scopes import SCOPES
 
 FLOAT32_INSTEAD = (
     "load the model in float32 (from_pretrained(..., dtype=torch.float32)) and train with bf16 or fp16 autocast "
@@ -34,8 +33,9 @@ def _check_precision(method: Method, model: nn.Module, trainable: Sequence[tuple
         return
     if method.adds_after_step:
         raise ValueError(
-            f"the trainable parameter {name} is stored in torch.bfloat16, where the term that mode='decoupled' adds "
-            f"after the step is lost in rounding: use mode='coupled', or {FLOAT32_INSTEAD}"
+            f"the trainable parameter {name} is stored in torch.bfloat16, where what "
+            f"{method.after_step_setting({})} adds after the step is lost in rounding: use "
+            f"{method.after_step_remedy({})}, or {FLOAT32_INSTEAD}"
         )
     if is_tensor_parallel(model, [p for _, p in trainable]):
         raise ValueError(
@@ -79,13 +79,14 @@ def check_supported(
         )
     _check_precision(method, model, trainable)
     if method.adds_after_step:
+        setting, remedy = method.after_step_setting({}), method.after_step_remedy({})
         if any("lr" not in group for group in optimizer.param_groups):
             raise ValueError(
-                f"{type(optimizer).__name__} has no learning rate in its param groups, which mode='decoupled' needs: "
-                "use mode='coupled'"
+                f"{type(optimizer).__name__} has no learning rate in its param groups, which {setting} needs: "
+                f"use {remedy}"
             )
         if hasattr(optimizer, "train") and hasattr(optimizer, "eval"):
             raise ValueError(
-                f"{type(optimizer).__name__} keeps the weights in a second form of its own, which mode='decoupled' "
-                "would not move: use mode='coupled'"
+                f"{type(optimizer).__name__} keeps the weights in a second form of its own, which {setting} would not "
+                f"move: use {remedy}"
             )

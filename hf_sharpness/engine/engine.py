@@ -1,7 +1,8 @@
 """Puts a sharpness-aware method between the backward pass and the base optimizer's step.
 
 The engine knows torch only. The base optimizer stays an ordinary one: the engine decides what is in ``p.grad`` when the
-ordinary clipping and ``optimizer.step()`` run, and adds decoupled WSAM's term in the optimizer's post-step hook.
+ordinary clipping and ``optimizer.step()`` run, and adds what a method has for after the step (decoupled WSAM's term) in
+the optimizer's post-step hook.
 """
 
 from __future__ import annotations
@@ -294,7 +295,7 @@ class Engine:
         after_step = self.after_step
         if after_step is not None:
             ratio = after_step.descend(optimizer)
-            if ratio is not None:
-                self.metrics["wsam_step_ratio"] = ratio
+            if ratio is not None and self.method.step_ratio:
+                self.metrics[self.method.step_ratio] = ratio
             if after_step.is_done:
                 self.after_step = None

@@ -12,19 +12,12 @@ from torch import Tensor, nn
 from .. import vectors
 from .parallel import data_parallel_module
 
-SCOPES = {
-    "global": "the gradient of the whole effective batch, averaged over ranks",
-    "device": "each rank's own accumulated gradient (m-sharpness, SAM's own setting on several devices)",
-    "micro_batch": "every micro-batch alone, on every rank",
-}
-"""Whose gradient makes the perturbation."""
-
 
 class Scope:
     """A scope on one model: says of every pass whether its backward reduces gradients over ranks.
 
     Args:
-        name: a key of ``SCOPES``.
+        name: a key of ``methods.SCOPES``.
         model: the model that the closures call.
         no_sync: makes a context in which a backward pass does not reduce gradients.
         adds_after_step: whether the method has a term for after the optimizer's step, reduced as gradients are.

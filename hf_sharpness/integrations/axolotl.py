@@ -2,24 +2,23 @@
 
 plugins:
   - hf_sharpness.integrations.axolotl.SharpnessPlugin
-sharpness: wsam     # sam, wsam or xsam
+sharpness: wsam     # a method, as --optim would name it
 sam_rho: 0.05       # and the other sharpness arguments
 """
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Literal
 
 import pydantic
 from axolotl.integrations.base import BasePlugin
 
-from ..arguments import SharpnessArguments
+from ..argument_fields import shared_arguments
+from ..arguments import SharpnessArguments as SharpnessArguments
 from ..methods import METHODS
 from ..trainer import SharpnessTrainerMixin
 
-_OWN_NAMES = {"optim", "base_optim", "sharpness_config"}
-_ARGUMENTS = [f.name for f in dataclasses.fields(SharpnessArguments) if f.name not in _OWN_NAMES]
+_ARGUMENTS = [name for name in shared_arguments() if name not in ("optim", "base_optim")]
 
 SharpnessInput = pydantic.create_model(
     "SharpnessInput",

@@ -3,66 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from .hyperparameters import check_hyperparameters
 from .step import Step
-
-
-def hyperparameter(
-    default: Any, *, help: str, require: str, valid: Callable[[Any], bool], choices: tuple[str, ...] | None = None
-) -> Any:
-    """A dataclass field that defines a hyper-parameter once: default, help, and what a valid value is.
-
-    Args:
-        default: the default value.
-        help: one or two sentences for ``--help`` and the documentation.
-        require: how an error names the valid values, as in "must be a number >= 0".
-        valid: says whether a value is one of them.
-        choices: the valid values, where they are a few words.
-    """
-    metadata = {"help": help, "require": require, "valid": valid, "choices": choices}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite real number (a bool is not)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def is_count(value: Any) -> bool:
-    """Whether a value is a whole number of at least 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def check_hyperparameters(cls: type, values: dict[str, Any], named: Callable[[str], str] = str) -> None:
-    """Raise a ValueError that names the first hyper-parameter of ``cls`` whose value is not valid.
-
-    Args:
-        cls: a method.
-        values: hyper-parameters by their name in ``cls``.
-        named: how the caller calls a hyper-parameter (``rho`` -> ``sam_rho``).
-    """
-    for field in dataclasses.fields(cls):
-        valid = field.metadata.get("valid")
-        if field.name in values and valid is not None and not valid(values[field.name]):
-            raise ValueError(f"{named(field.name)}={values[field.name]!r} is not valid: {field.metadata['require']}")
 
 
 @dataclasses.dataclass
 class Method:
-    """Hyper-parameters of a method and its update rule. Subclass it, give it a ``name`` and write ``run``."""
+    """Hyper-parameters of a method and its update rule.
+
+    Subclass it, give it a ``name``, say how many ``replays`` it makes, write ``run``, and hand the class to
+    ``register``. A subclass of another method shares the arguments of the hyper-parameters that it inherits.
+    """
 
     name: ClassVar[str]
-    paper: ClassVar[str]
-    """arXiv id of the paper that defines the method."""
-    scopes: ClassVar[tuple[str, ...]] = ("global", "device", "micro_batch")
-    """Whose gradient may make the perturbation."""
+    """What ``--optim`` calls the method: lower case; its arguments begin with it."""
+    paper: ClassVar[str] = ""
+    """arXiv id of the paper that defines the method; a class with a ``name`` of its own has no other's."""
+    bibtex: ClassVar[str] = ""
+    """The paper's BibTeX entry. Empty: the model card names the paper alone."""
+    scopes: ClassVar[tuple[str, ...]] = ("global",)
+    """Whose gradient may make the perturbation (``options.SCOPES``)."""
     metrics: ClassVar[tuple[str, ...]] = ()
-    """What the method measures of its own in every step."""
+    """What the method measures of its own in every step: ``step.metrics`` with these keys is logged."""
     keeps: ClassVar[tuple[str, ...]] = ()
     """Names of the vectors that it keeps from step to step (``Step.keep``), checkpoints included."""
+    step_ratio: ClassVar[str] = ""
+    """Which of these metrics is the size of what is added after the step over the base's step. Empty: none."""
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """For tables: forms of the method, each with hyper-parameters. Empty: one, by the method's name."""
+    without_after_step: ClassVar[tuple[str, Any] | None] = None
+    """A hyper-parameter and the value with which nothing is added after the step, for errors. None: there is none."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "name" in vars(cls):
+            for attribute in {"paper", "bibtex", "variants"} - vars(cls).keys():
+                setattr(cls, attribute, getattr(Method, attribute))
 
     def __post_init__(self) -> None:
         check_hyperparameters(type(self), dataclasses.asdict(self))
@@ -74,6 +53,26 @@ class Method:
             adaptive_base: whether the base scales its step per coordinate (Adam and the like) or not (SGD).
         """
         return self
+
+    @property
+    def title(self) -> str:
+        """The method in a heading."""
+        return self.name.upper()
+
+    @property
+    def cited(self) -> dict[str, str]:
+        """The papers behind the method as it is set up: arXiv id -> BibTeX, empty if there is none."""
+        return {self.paper: self.bibtex} if self.paper else {}
+
+    @classmethod
+    def meanings(cls, settings: Mapping[str, Any], adaptive_base: bool) -> dict[str, str]:
+        """For hyper-parameters whose number means another thing in another setting: the setting, in a few words.
+
+        Args:
+            settings: all hyper-parameters by name.
+            adaptive_base: as in ``resolved``.
+        """
+        return {}
 
     @property
     def is_plain(self) -> bool:
@@ -104,6 +103,24 @@ class Method:
     def adds_after_step(self) -> bool:
         """Whether the method calls ``descend_after_step``."""
         return False
+
+    def after_step_setting(self, named: Mapping[str, str]) -> str:
+        """For an error about what is added after the step: what makes the method do so.
+
+        Args:
+            named: how the caller calls hyper-parameters.
+        """
+        if self.without_after_step is None:
+            return f"the method {self.name}, which adds a term after the step,"
+        name = self.without_after_step[0]
+        return f"{named.get(name, name)}={getattr(self, name)!r}"
+
+    def after_step_remedy(self, named: Mapping[str, str]) -> str:
+        """For such an error: what to use instead."""
+        if self.without_after_step is None:
+            return "another method or base optimizer"
+        name, value = self.without_after_step
+        return f"{named.get(name, name)}={value!r}"
 
     def start_epoch(self) -> None:
         """Take note that the next step is the first of an epoch."""

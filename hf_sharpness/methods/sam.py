@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from .base import Method, hyperparameter, is_count, is_number
+from .base import Method
+from .hyperparameters import hyperparameter, is_count, is_number
+from .options import SCOPES
+from .registry import register
 from .step import Step
 
+ASAM = {
+    "2102.11600": """\
+@inproceedings{kwon2021asam,
+  title         = {{ASAM}: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks},
+  author        = {Kwon, Jungmin and Kim, Jeongseop and Park, Hyunseo and Choi, In Kwon},
+  booktitle     = {International Conference on Machine Learning (ICML)},
+  year          = {2021},
+  eprint        = {2102.11600},
+  archivePrefix = {arXiv}
+}"""
+}
+"""The paper of ``adaptive``."""
 
+
+@register
 @dataclasses.dataclass
 class SAM(Method):
     """Sharpness-aware minimisation: descend with the gradient found a step of length rho up the slope.
@@ -20,12 +38,21 @@ class SAM(Method):
 
     name: ClassVar[str] = "sam"
     paper: ClassVar[str] = "2010.01412"
+    bibtex: ClassVar[str] = """\
+@inproceedings{foret2021sam,
+  title         = {Sharpness-Aware Minimization for Efficiently Improving Generalization},
+  author        = {Foret, Pierre and Kleiner, Ariel and Mobahi, Hossein and Neyshabur, Behnam},
+  booktitle     = {International Conference on Learning Representations (ICLR)},
+  year          = {2021},
+  eprint        = {2010.01412},
+  archivePrefix = {arXiv}
+}"""
+    scopes: ClassVar[tuple[str, ...]] = tuple(SCOPES)
 
     rho: float = hyperparameter(
         0.05,
-        help="Total length of the ascent step (the radius of the neighbourhood). The papers used .05 (SAM on CIFAR-10 "
-        "and ImageNet), .2 (WSAM, CIFAR from scratch, SGD), .15 (XSAM, CIFAR from scratch, SGD); ASAM wants about 10 "
-        "times SAM's value (.5 - 2).",
+        help="Total length of the ascent step (the radius of the neighbourhood). .05 in the paper (CIFAR-10 and "
+        "ImageNet), .15 and .2 in later ones (CIFAR from scratch, SGD); ASAM wants about 10 times as much (.5 - 2).",
         require="must be a finite number >= 0",
         valid=lambda v: is_number(v) and v >= 0,
     )
@@ -40,7 +67,21 @@ class SAM(Method):
         help="Number of ascent steps k, each of length rho/k; every one costs a forward and a backward pass.",
         require="must be a whole number >= 1",
         valid=is_count,
+        most=1_000,
     )
+
+    @property
+    def title(self) -> str:
+        return super().title + (" (adaptive, ASAM)" if self.adaptive else "")
+
+    @property
+    def cited(self) -> dict[str, str]:
+        return {**super().cited, **(ASAM if self.adaptive else {})}
+
+    @classmethod
+    def meanings(cls, settings: Mapping[str, Any], adaptive_base: bool) -> dict[str, str]:
+        asam = "ASAM (adaptive), which wants about 10 times SAM's value"
+        return {**super().meanings(settings, adaptive_base), "rho": asam if settings["adaptive"] else "SAM"}
 
     @property
     def replays(self) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from ..vectors import add_, scale_
-from .base import hyperparameter, is_number
+from .hyperparameters import hyperparameter, is_number
+from .registry import register
 from .sam import SAM
 from .step import Step
 
@@ -16,6 +18,12 @@ NEGLIGIBLE_GAMMA = 1e-20
 DEFAULT_GAMMA = {"decoupled": 0.9, "coupled": 0.6}
 
 
+def resolved_mode(mode: str, adaptive_base: bool) -> str:
+    """The mode that ``auto`` stands for around such a base optimizer, or the mode itself."""
+    return mode if mode != "auto" else "coupled" if adaptive_base else "decoupled"
+
+
+@register
 @dataclasses.dataclass
 class WSAM(SAM):
     """Minimise ``L(w) + a [max_{||d||<=rho} L(w+d) - L(w)]`` with ``a = gamma / (1 - gamma)``.
@@ -29,7 +37,22 @@ class WSAM(SAM):
 
     name: ClassVar[str] = "wsam"
     paper: ClassVar[str] = "2305.15817"
+    bibtex: ClassVar[str] = """\
+@inproceedings{yue2023wsam,
+  title         = {Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization Term},
+  author        = {Yue, Yun and Jiang, Jiadi and Ye, Zhiling and Gao, Ning and Liu, Yongchao and Zhang, Ke},
+  booktitle     = {ACM SIGKDD Conference on Knowledge Discovery and Data Mining (KDD)},
+  year          = {2023},
+  eprint        = {2305.15817},
+  archivePrefix = {arXiv}
+}"""
     metrics: ClassVar[tuple[str, ...]] = ("wsam_step_ratio",)
+    step_ratio: ClassVar[str] = "wsam_step_ratio"
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "WSAM coupled": {"mode": "coupled"},
+        "WSAM decoupled": {"mode": "decoupled"},
+    }
+    without_after_step: ClassVar[tuple[str, Any] | None] = ("mode", "coupled")
 
     mode: str = hyperparameter(
         "auto",
@@ -48,8 +71,13 @@ class WSAM(SAM):
         valid=lambda v: v is None or (is_number(v) and 0 <= v < 1),
     )
 
+    @classmethod
+    def meanings(cls, settings: Mapping[str, Any], adaptive_base: bool) -> dict[str, str]:
+        mode = resolved_mode(settings["mode"], adaptive_base)
+        return {**super().meanings(settings, adaptive_base), "gamma": f"the {mode} mode"}
+
     def resolved(self, adaptive_base: bool) -> WSAM:
-        mode = self.mode if self.mode != "auto" else "coupled" if adaptive_base else "decoupled"
+        mode = resolved_mode(self.mode, adaptive_base)
         return dataclasses.replace(self, mode=mode, gamma=DEFAULT_GAMMA[mode] if self.gamma is None else self.gamma)
 
     @property

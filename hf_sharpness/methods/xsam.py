@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..vectors import Vector, add_, reciprocal, scale_, slerp_weights
-from .base import hyperparameter, is_count, is_number
+from .hyperparameters import hyperparameter, is_count, is_number
+from .registry import register
 from .sam import SAM
 from .step import Step
 
@@ -25,6 +26,7 @@ def rounding_of(loss: float, dtype: torch.dtype) -> float:
     return abs(loss) * epsilon * (16 if epsilon < 1e-6 else 1)
 
 
+@register
 @dataclasses.dataclass
 class XSAM(SAM):
     """Descend along the direction of the plane (displacement, gradient there) that points to the highest loss.
@@ -39,6 +41,15 @@ class XSAM(SAM):
 
     name: ClassVar[str] = "xsam"
     paper: ClassVar[str] = "2603.10048"
+    bibtex: ClassVar[str] = """\
+@inproceedings{chen2026xsam,
+  title         = {Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation},
+  author        = {Chen, Jianlong and Zhou, Zhiming},
+  booktitle     = {International Conference on Learning Representations (ICLR)},
+  year          = {2026},
+  eprint        = {2603.10048},
+  archivePrefix = {arXiv}
+}"""
     scopes: ClassVar[tuple[str, ...]] = ("global",)
     metrics: ClassVar[tuple[str, ...]] = ("xsam_alpha", "xsam_psi")
 
@@ -65,6 +76,7 @@ class XSAM(SAM):
         help="Number of points of that grid: each costs one forward pass at every refresh.",
         require="must be a whole number >= 2",
         valid=lambda v: is_count(v) and v >= 2,
+        most=10_000,
     )
     refresh: int | str = hyperparameter(
         "epoch",

@@ -82,8 +82,9 @@ def verdict(place: str, choices: Iterable[str], is_command: bool) -> str | None:
     steps = sum(report["steps"] for report in reports)
     if (reports and not steps) or (not reports and not is_command):  # an evaluation; no training at all
         return None
-    from ..methods import METHODS  # takes a second or two
+    from ..methods.registry import METHODS, load_entry_points  # takes a second or two
 
+    load_entry_points()
     method = next((choice for choice in choices if choice in METHODS), None)
     if method is None:
         return None

@@ -53,10 +53,9 @@ def _override(arguments: Any, settings: dict[str, str]) -> None:
         before = getattr(arguments, name)
         setattr(arguments, name, value)
         changes.append(f"{name}={value!r}" + ("" if before in (None, value) else f" in place of {before!r}"))
-    if values.get("optim") in METHODS and own not in METHODS and "base_optim" not in values:
+    if values.get("optim") in METHODS and own is not None and own not in METHODS and "base_optim" not in values:
         arguments.base_optim = own
         changes.append(f"base_optim={own!r} (the program's optim)")
-    arguments.__dict__.setdefault("_noted", set()).update(values)
     said = "hf-sharpness run --set: " + ", ".join(changes)
     if said not in _said and os.environ.get("RANK", "0") == "0":
         _said.add(said)

@@ -1,9 +1,9 @@
 """The sharpness arguments as a file that is saved with a model, and shared in a folder or on the Hub.
 
 A model saved here comes with ``sharpness_config.json``: the sharpness arguments as they were given (not as a method
-resolves them: ``wsam_gamma`` left to its mode's default stays so, and a reader may choose another mode), all of them
-written out, so that a later change of a default does not change what the file means. An optimizer handed to the
-Trainer as an object is not part of it.
+resolves them: a default that depends on another argument stays so), all of the chosen method's written out, so that a
+later change of a default does not change what the file means. An optimizer handed to the Trainer as an object is not
+part of it.
 
 Whoever wrote such a file need not be trusted: it can set the sharpness arguments and nothing else.
 """
@@ -11,29 +11,28 @@ Whoever wrote such a file need not be trusted: it can set the sharpness argument
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from huggingface_hub import CommitInfo, HfApi
+from packaging.version import InvalidVersion, Version
 
 from .. import __version__
 from ..engine.optimizers import is_adaptive
-from ..methods import METHODS
+from ..methods import METHODS, hyperparameters, registry
 from .fetch import MAX_BYTES, fetch, read
 from .values import described, fits, nearest, short
 
 CONFIG_NAME = "sharpness_config.json"
 FORMAT_VERSION = 1
 """Of the config. A reader refuses a higher one."""
-MOST = {"sam_steps": 1_000, "xsam_alpha_points": 10_000}
-"""A config may not ask for more: these cost a pass over the batch each. The command line may."""
 
-_ABOUT = ("format_version", "hf_sharpness_version", "paper")
+_ABOUT = ("format_version", "hf_sharpness_version", "paper", "package")
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +49,20 @@ class Arguments(Protocol):
 
     def check_sharpness(self) -> None: ...
 
+    def shared_values(self) -> dict[str, Any]:
+        """What a config says of them."""
+
     @classmethod
     def shared_types(cls) -> dict[str, Any]:
         """What a config can set: name and type."""
+
+    @staticmethod
+    def optimizer_names() -> list[str]:
+        """What ``optim`` can be."""
+
+    @staticmethod
+    def argument_defaults(optim: Any) -> dict[str, Any]:
+        """The default of every argument, with such a method."""
 
 
 def config_text(arguments: Arguments) -> str:
@@ -62,13 +72,13 @@ def config_text(arguments: Arguments) -> str:
         ValueError: an argument is not valid.
     """
     arguments.check_sharpness()
-    about = {
-        "format_version": FORMAT_VERSION,
-        "hf_sharpness_version": __version__,
-        "paper": METHODS[arguments.optim].paper if arguments.uses_sharpness else None,
-    }
-    values = {name: getattr(arguments, name) for name in arguments.shared_types()}
-    return json.dumps({**about, **values}, indent=2, allow_nan=False) + "\n"
+    about: dict[str, Any] = {"format_version": FORMAT_VERSION, "hf_sharpness_version": __version__, "paper": None}
+    if arguments.uses_sharpness:
+        method = METHODS[arguments.optim]
+        about["paper"] = method.paper or None
+        if package := registry.package_of(method.name):
+            about["package"] = package
+    return json.dumps({**about, **arguments.shared_values()}, indent=2, allow_nan=False) + "\n"
 
 
 def save(arguments: Arguments, folder: str | os.PathLike[str]) -> Path:
@@ -145,7 +155,7 @@ def fill(arguments: Arguments, given: set[str]) -> None:
     name = arguments.sharpness_config
     values = load(type(arguments), name, token=getattr(arguments, "hub_token", None))
     free = {key: value for key, value in values.items() if key not in given}
-    _note_new_meanings(arguments, values, free, given)
+    _refuse_new_meanings(arguments, values, free, given)
     if values and not free:
         log.warning("sharpness_config=%r changes nothing: all of its arguments were given explicitly as well", name)
     for key, value in free.items():
@@ -155,42 +165,37 @@ def fill(arguments: Arguments, given: set[str]) -> None:
     arguments.sharpness_config = None
 
 
-def _note_new_meanings(arguments: Arguments, values: dict[str, Any], free: dict[str, Any], given: set[str]) -> None:
-    """Where what was given changes the meaning of a number of the config: drop WSAM's gamma, warn of rho.
+def _refuse_new_meanings(
+    arguments: Arguments, values: Mapping[str, Any], free: Mapping[str, Any], given: set[str]
+) -> None:
+    """Raise a ValueError where what was given changes the meaning of a number of the config.
 
     Args:
         arguments: those that were given, and defaults.
         values: the config's.
-        free: of these, those that apply; changed in place.
+        free: of these, those that apply.
         given: names of arguments.
     """
-    defaults = {f.name: f.default for f in dataclasses.fields(arguments)}
-    before = {**defaults, **values}
+    before = {**arguments.argument_defaults(values.get("optim")), **values}
     after = {**before, **{name: getattr(arguments, name) for name in given}}
-    modes = [_wsam_mode(chosen) for chosen in (before, after)]
-    if modes[0] != modes[1] and free.get("wsam_gamma") is not None:
-        log.warning(
-            "sharpness_config=%r: its wsam_gamma=%s was chosen for the %s mode and is not taken over to the %s one, "
-            "which has its own default: give wsam_gamma as well to choose it",
-            arguments.sharpness_config,
-            free.pop("wsam_gamma"),
-            *modes,
-        )
-    if bool(before["sam_adaptive"]) != bool(after["sam_adaptive"]) and "sam_rho" in free:
-        log.warning(
-            "sharpness_config=%r: sam_adaptive=%s gives its sam_rho=%s another meaning (ASAM wants about 10 times "
-            "SAM's value): give sam_rho as well",
-            arguments.sharpness_config,
-            after["sam_adaptive"],
-            before["sam_rho"],
-        )
+    earlier, now = _meanings(before), _meanings(after)
+    for argument in free.keys() & earlier.keys() & now.keys():
+        if free[argument] is not None and earlier[argument] != now[argument]:
+            raise ValueError(
+                f"sharpness_config={arguments.sharpness_config!r}: its {argument}={free[argument]} was chosen for "
+                f"{earlier[argument]}, and what was given makes it {now[argument]}: give {argument} too"
+            )
 
 
-def _wsam_mode(values: dict[str, Any]) -> str:
-    """The mode that WSAM has with these arguments."""
-    base = str(getattr(values["base_optim"], "value", values["base_optim"]))
-    mode = str(values["wsam_mode"])
-    return mode if mode != "auto" else "coupled" if is_adaptive(base) else "decoupled"
+def _meanings(values: Mapping[str, Any]) -> dict[str, str]:
+    """What arguments mean that depend on others, by name, where these choose a method."""
+    method = METHODS.get(values["optim"])
+    if method is None:
+        return {}
+    own = hyperparameters(method)
+    settings = {name: values[hyperparameter.argument] for name, hyperparameter in own.items()}
+    meanings = method.meanings(settings, is_adaptive(values["base_optim"]))
+    return {own[name].argument: meaning for name, meaning in meanings.items()}
 
 
 def parse_config(kind: type[Arguments], content: bytes, origin: str) -> dict[str, Any]:
@@ -252,22 +257,41 @@ def parse_config(kind: type[Arguments], content: bytes, origin: str) -> dict[str
             f"format_version={short(version)} is of a later hf_sharpness than this one ({__version__}), namely "
             f"{short(config.get('hf_sharpness_version'))}: pip install -U hf_sharpness"
         )
-    types = kind.shared_types()
-    for key in config:
-        if key not in types and key not in _ABOUT:
-            meant = nearest(key, types)
-            refuse(f"the key {short(key)} is not allowed: {meant}remove it; a config can set {', '.join(types)}")
     for key in _ABOUT[1:]:
         if not isinstance(config.get(key), str | None):
             refuse(f"{key}={short(config[key])} is not valid: must be a string")
+    later = _is_later(config.get("hf_sharpness_version"))
+    upgrade = f"the file is of hf_sharpness {short(config.get('hf_sharpness_version'))}: pip install -U hf_sharpness"
+    types = kind.shared_types()
+    unknown = next((key for key in config if key not in types and key not in _ABOUT), None)
+    optim = config.get("optim")
+    if unknown is not None and later:
+        refuse(f"the key {short(unknown)} is not known to this hf_sharpness ({__version__}): {upgrade}")
+    if isinstance(optim, str) and len(optim) <= 100 and optim not in kind.optimizer_names():
+        remedy = "a method of another package has to be installed"
+        if config.get("package"):
+            remedy = f"it comes with the package {short(config['package'])}, says the file: install it if you trust it"
+        known = f"must be one of {', '.join(METHODS)}, or transformers' own"
+        refuse(f"optim={short(optim)} is not known: {known}; {upgrade if later else remedy}")
+    if unknown is not None:
+        meant = nearest(unknown, types)
+        refuse(f"the key {short(unknown)} is not allowed: {meant}remove it; a config can set {', '.join(types)}")
     values = {key: value for key, value in config.items() if key in types}
+    most = registry.most_shared()
     for key, value in values.items():
         if not fits(value, types[key]) or (isinstance(value, str) and len(value) > 100):
             refuse(f"{key}={short(value)} is not valid: must be {described(types[key])}")
-        if key in MOST and value > MOST[key]:
-            refuse(f"{key}={value} is too large for a config: must be at most {MOST[key]}, or be given by yourself")
+        if key in most and value is not None and value > most[key]:
+            refuse(f"{key}={value} is too large for a config: must be at most {most[key]}, or be given by yourself")
     try:
         checked = kind(**values)
     except ValueError as error:
-        refuse(str(error))
+        refuse(f"{error}{f' ({upgrade})' if later else ''}")
     return {key: getattr(checked, key) for key in values}
+
+
+def _is_later(written: str | None) -> bool:
+    """Whether a file is of a later version than this one."""
+    with contextlib.suppress(InvalidVersion, TypeError):
+        return Version(written) > Version(__version__)
+    return False

@@ -21,10 +21,15 @@ def described(hint: Any) -> str:
     return " or ".join(words[t] for t in typing.get_args(hint) or (hint,))
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like one that is not known, or None where none is like it."""
+    return next(iter(difflib.get_close_matches(name[:100], list(known), n=1)), None)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean 'x'? ` for the known name most like it, or nothing."""
-    close = difflib.get_close_matches(name[:100], list(known), n=1)
-    return f"did you mean {close[0]!r}? " if close else ""
+    close = closest(name, known)
+    return f"did you mean {close!r}? " if close else ""
 
 
 def short(value: Any) -> str:

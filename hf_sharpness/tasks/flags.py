@@ -11,7 +11,8 @@ from typing import Any
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from ..arguments import SHARED, SharpnessArguments, TrainingArguments
+from ..argument_fields import shared_arguments
+from ..arguments import SharpnessArguments, TrainingArguments
 from .bundled import ABOUT_RECIPES, find_recipe
 from .errors import RecipeError, nearest
 from .recipe import Recipe, load_recipe, override
@@ -50,7 +51,7 @@ def apply_flags(recipe: Recipe, arguments: Sequence[str]) -> bool:
     overwrite = given.pop(_OVERWRITE, False)
     recipe.training_of_file = dict(recipe.training)
     if "sharpness_config" in given:  # it stands in for what the recipe says of the method
-        for name in SHARED:
+        for name in shared_arguments():
             recipe.training.pop(name, None)
     recipe.training.update(given)
     return overwrite

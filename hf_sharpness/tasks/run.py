@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from ..arguments import SHARED
+from ..argument_fields import shared_arguments
 from .cards import write_card
 from .curves import plot_curves
 from .folders import clear
@@ -85,8 +85,9 @@ def save(run: PreparedRun) -> None:
     if not run.trainer.is_world_process_zero():
         return
     # The file goes to the Hub with the model: no token in it, and nothing a shared recipe may not set.
-    given = {name: value for name, value in run.arguments.to_dict().items() if name in SHARED}
-    shared = dataclasses.replace(run.recipe, training=shareable_training({**run.recipe.training, **given}))
+    others = {key: value for key, value in run.recipe.training.items() if key not in shared_arguments()}
+    training = shareable_training({**others, **run.arguments.shared_values()})
+    shared = dataclasses.replace(run.recipe, training=training)
     shared.save(run.output / "recipe.yaml")
     for name, content in run.task.save_with_model.items():
         (run.output / name).write_text(content, encoding="utf-8")

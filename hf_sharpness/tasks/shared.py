@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 import yaml
 
-from ..arguments import SHARED
-from ..sharing.config import MOST
+from ..argument_fields import shared_arguments
+from ..methods.registry import most_shared
 from ..sharing.fetch import MAX_BYTES, fetch, read
 from ..sharing.values import short
 from .bundled import RECIPE_NAME
@@ -26,9 +26,8 @@ from .sources import SOURCES
 
 MAX_DEPTH = 16
 
-TRAINING_KEYS = {
-    *SHARED,
-    *"""
+_OTHER_KEYS = frozenset(
+    """
     activation_checkpointing adam_beta1 adam_beta2 adam_epsilon auto_find_batch_size average_tokens_across_devices
     batch_eval_metrics bf16 bf16_full_eval data_seed dataloader_drop_last eval_accumulation_steps eval_delay
     eval_do_concat_batches eval_on_start eval_steps eval_strategy fp16 fp16_full_eval full_determinism
@@ -39,17 +38,25 @@ TRAINING_KEYS = {
     prediction_loss_only remove_unused_columns save_only_model save_steps save_strategy
     save_total_limit seed tf32 torch_empty_cache_steps train_sampling_strategy use_cache warmup_ratio warmup_steps
     weight_decay
-    """.split(),  # noqa: SIM905
-}
-"""What the training section of a shared recipe may set: how a model is trained. Not where files go, what is uploaded
-and reported to whom, how the machine is used, nor what makes code run (a compiler backend, hub kernels), nor regular
-expressions, which may take for ever to match (optim_target_modules)."""
-MOST_OF_TRAINING = MOST | {
+    """.split()  # noqa: SIM905
+)
+
+
+def training_keys() -> frozenset[str]:
+    """What the training section of a shared recipe may set: how a model is trained, by whichever method.
+
+    Not where files go, what is uploaded and reported to whom, how the machine is used, nor what makes code run (a
+    compiler backend, hub kernels), nor regular expressions, which may take for ever to match (optim_target_modules).
+    """
+    return _OTHER_KEYS.union(shared_arguments())
+
+
+MOST_OF_TRAINING = {
     "gradient_accumulation_steps": 4096,
     "per_device_eval_batch_size": 4096,
     "per_device_train_batch_size": 4096,
 }
-"""A shared recipe may not ask for more; the command line may."""
+"""A shared recipe may not ask for more, beside what bounds a shared config; the command line may."""
 MOST_IN_CONFIG = {"image_size": 1024}
 """The same for entries of a model's configuration; all others have LARGEST."""
 LARGEST = 1_000_000
@@ -57,13 +64,13 @@ _MOST_WILDCARDS = 4  # in a pattern of file names: more may take for ever to mat
 
 
 def private_training_keys(arguments_class: type) -> list[str]:
-    """The arguments that a shared recipe may not set: all but ``TRAINING_KEYS``."""
-    return [f.name for f in dataclasses.fields(arguments_class) if f.init and f.name not in TRAINING_KEYS]
+    """The arguments that a shared recipe may not set: all but ``training_keys()``."""
+    return [f.name for f in dataclasses.fields(arguments_class) if f.init and f.name not in training_keys()]
 
 
 def shareable_training(training: Mapping[str, Any]) -> dict[str, Any]:
     """A training section without what a shared recipe may not set, tokens above all: what to save in its place."""
-    return {key: value for key, value in training.items() if key in TRAINING_KEYS}
+    return {key: value for key, value in training.items() if key in training_keys()}
 
 
 def load_shared_recipe(name: str) -> Recipe:
@@ -149,16 +156,17 @@ def check_shared_recipe(recipe: Mapping[str, Any], origin: str) -> None:
         RecipeError: names key, value and remedy.
     """
     training, model, data = (recipe.get(section) or {} for section in ("training", "model", "data"))
+    allowed, most = training_keys(), MOST_OF_TRAINING | most_shared()
     for key, value in training.items():
-        if key not in TRAINING_KEYS:
+        if key not in allowed:
             raise RecipeError(
                 f"{origin}: training: {short(key)}: {short(value)} is not allowed in a shared recipe: give it on the "
                 "command line if you want it"
             )
-        if key in MOST_OF_TRAINING and isinstance(value, int | float) and value > MOST_OF_TRAINING[key]:
+        if key in most and isinstance(value, int | float) and value > most[key]:
             raise RecipeError(
                 f"{origin}: training.{key}: {short(value)} is too large for a shared recipe: must be at most "
-                f"{MOST_OF_TRAINING[key]}, or be given on the command line"
+                f"{most[key]}, or be given on the command line"
             )
     _refuse_paths({key: value for key, value in model.items() if key != "config"}, f"{origin}: model")
     _refuse_paths(data, f"{origin}: data")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import re
 from collections.abc import Sequence
@@ -13,60 +12,14 @@ import torch
 from huggingface_hub.repocard import metadata_load, metadata_save
 
 from .. import __version__
-from ..arguments import HYPERPARAMETERS
 from ..engine.optimizers import base_optimizer, is_adaptive
-from ..methods import METHODS, Method
+from ..methods import Method, hyperparameters
+from ..methods.options import PREFIX
 
 log = logging.getLogger(__name__)
 
 TAG = "sharpness-aware-minimization"
 _BEGIN, _END = f"<!-- {TAG}: begin -->", f"<!-- {TAG}: end -->"
-_ASAM = "2102.11600"
-
-BIBTEX = {
-    "2010.01412": """\
-@inproceedings{foret2021sam,
-  title         = {Sharpness-Aware Minimization for Efficiently Improving Generalization},
-  author        = {Foret, Pierre and Kleiner, Ariel and Mobahi, Hossein and Neyshabur, Behnam},
-  booktitle     = {International Conference on Learning Representations (ICLR)},
-  year          = {2021},
-  eprint        = {2010.01412},
-  archivePrefix = {arXiv}
-}""",
-    _ASAM: """\
-@inproceedings{kwon2021asam,
-  title         = {{ASAM}: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks},
-  author        = {Kwon, Jungmin and Kim, Jeongseop and Park, Hyunseo and Choi, In Kwon},
-  booktitle     = {International Conference on Machine Learning (ICML)},
-  year          = {2021},
-  eprint        = {2102.11600},
-  archivePrefix = {arXiv}
-}""",
-    "2305.15817": """\
-@inproceedings{yue2023wsam,
-  title         = {Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization Term},
-  author        = {Yue, Yun and Jiang, Jiadi and Ye, Zhiling and Gao, Ning and Liu, Yongchao and Zhang, Ke},
-  booktitle     = {ACM SIGKDD Conference on Knowledge Discovery and Data Mining (KDD)},
-  year          = {2023},
-  eprint        = {2305.15817},
-  archivePrefix = {arXiv}
-}""",
-    "2603.10048": """\
-@inproceedings{chen2026xsam,
-  title         = {Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation},
-  author        = {Chen, Jianlong and Zhou, Zhiming},
-  booktitle     = {International Conference on Learning Representations (ICLR)},
-  year          = {2026},
-  eprint        = {2603.10048},
-  archivePrefix = {arXiv}
-}""",
-}
-"""The papers by arXiv id."""
-
-
-def papers(method: Method) -> list[str]:
-    """The arXiv ids of the papers behind a method as it is set up."""
-    return [METHODS[method.name].paper, *([_ASAM] if method.adaptive else [])]
 
 
 def tags(args: Any) -> list[str]:
@@ -138,15 +91,15 @@ def _optimizer(args: Any) -> str:
 
 
 def _section(args: Any, method: Method, log_history: Sequence[dict[str, Any]], names: Sequence[str], repo: str) -> str:
-    cited = papers(method)
-    links = ", ".join(f"[arXiv {paper}](https://arxiv.org/abs/{paper})" for paper in cited)
-    settings = {name: getattr(method, name) for name in (field.name for field in dataclasses.fields(method))}
-    argument = {name: argument for argument, (_, name) in HYPERPARAMETERS.items() if name in settings}
+    links = ", ".join(f"[arXiv {paper}](https://arxiv.org/abs/{paper})" for paper in method.cited)
+    options = args.step_options()
+    settings = {h.argument: getattr(method, name) for name, h in hyperparameters(type(method)).items()}
+    settings |= {h.argument: getattr(options, name) for name, h in hyperparameters(type(options), PREFIX).items()}
     lines = [
         f"- base_optim: {args.base_optim}",
-        *(f"- {argument.get(name, name)}: {value}" for name, value in settings.items() if value is not None),
-        f"- sam_scope: {args.sam_scope}",
+        *(f"- {argument}: {value}" for argument, value in settings.items() if value is not None),
     ]
+    bibtex = "\n\n".join(entry or f"% arXiv {paper}" for paper, entry in method.cited.items())
     logged = next((entry for entry in reversed(log_history) if "sharpness" in entry), None)
     if logged is None:
         measured = ["No sharpness was logged."]
@@ -159,9 +112,10 @@ def _section(args: Any, method: Method, log_history: Sequence[dict[str, Any]], n
     return "\n".join(
         [
             _BEGIN,
-            f"### Sharpness-aware minimization: {method.name.upper()}{' (adaptive, ASAM)' if method.adaptive else ''}",
+            f"### Sharpness-aware minimization: {method.title}",
             "",
-            f"The steps were sharpness-aware ({links}), by hf_sharpness {__version__}, with these hyper-parameters:",
+            f"The steps were sharpness-aware{links and f' ({links})'}, by hf_sharpness {__version__}, with these "
+            "hyper-parameters:",
             "",
             *lines,
             "",
@@ -169,9 +123,7 @@ def _section(args: Any, method: Method, log_history: Sequence[dict[str, Any]], n
             "",
             f"`sharpness_config.json` holds the arguments: `--sharpness_config {repo}` trains with them.",
             "",
-            "```bibtex",
-            "\n\n".join(BIBTEX.get(paper, f"% arXiv {paper}") for paper in cited),
-            "```",
+            *(["```bibtex", bibtex, "```"] if bibtex else []),
             _END,
         ]
     )

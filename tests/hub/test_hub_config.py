@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 
 import hf_sharpness
 from hf_sharpness import Seq2SeqTrainingArguments, SharpnessArguments, TrainingArguments
-from hf_sharpness.arguments import SHARED
+from hf_sharpness.argument_fields import defaults, shared_arguments
 from hf_sharpness.sharing.config import parse_config
 
 OTHER = {
@@ -25,18 +25,21 @@ OTHER = {
     "sam_scope": "device",
     "wsam_mode": "coupled",
     "wsam_gamma": 0.7,
+}
+"""A value that is not its default for every argument that concerns WSAM."""
+OF_ALL = OTHER | {
     "xsam_rho_max": 0.9,
     "xsam_alpha": 0.25,
     "xsam_alpha_max": 1.5,
     "xsam_alpha_points": 5,
     "xsam_refresh": 7,
 }
-"""A value for every argument that is not its default."""
-DEFAULTS = {f.name: f.default for f in dataclasses.fields(SharpnessArguments) if f.name in SHARED}
+"""And for those of other methods."""
+DEFAULTS = {name: default for name, default in defaults("wsam").items() if name in OTHER}
 
 
 def values(arguments: Any) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in SHARED}
+    return {name: getattr(arguments, name) for name in OTHER}
 
 
 @pytest.fixture
@@ -56,14 +59,35 @@ def command_line(*line: str, arguments_class: type = TrainingArguments) -> Any:
 
 
 def test_every_argument_has_a_value_to_test_with() -> None:
-    assert {name for name in SHARED if OTHER.get(name) not in (None, DEFAULTS[name])} == set(DEFAULTS)
+    every = {name: default for name, default in defaults("wsam").items() if name in shared_arguments()}
+    assert {name for name in every if OF_ALL.get(name) not in (None, every[name])} == set(every)
 
 
 def test_what_is_written(folder: str) -> None:
     about = {"format_version": 1, "hf_sharpness_version": hf_sharpness.__version__, "paper": "2305.15817"}
     text = Path(folder, "sharpness_config.json").read_text()
     assert json.loads(text) == about | OTHER
-    assert list(json.loads(text)) == [*about, *SHARED]
+    assert list(json.loads(text)) == [*about, *(name for name in shared_arguments() if name in OTHER)]
+
+
+@pytest.mark.parametrize(
+    ("optim", "keys"),
+    [
+        ("adamw_torch", []),
+        ("sam", ["sam_rho", "sam_adaptive", "sam_steps"]),
+        ("xsam", ["sam_rho", "sam_adaptive", "sam_steps", *(name for name in OF_ALL if name.startswith("xsam_"))]),
+    ],
+)
+def test_a_config_has_the_keys_of_its_method(optim: str, keys: list[str], tmp_path: Path) -> None:
+    path = SharpnessArguments(optim=optim, xsam_refresh=9, wsam_gamma=0.1).save_pretrained(tmp_path)
+    assert list(json.loads(path.read_text()))[3:] == ["optim", "base_optim", *keys, "sam_scope"]
+
+
+def test_a_config_with_the_keys_of_all_methods(tmp_path: Path) -> None:
+    """As the first version wrote them."""
+    (tmp_path / "old.json").write_bytes(content(hf_sharpness_version="0.1.0", paper="2305.15817", **OF_ALL))
+    loaded = TrainingArguments("out", sharpness_config=str(tmp_path / "old.json"))
+    assert {name: getattr(loaded, name) for name in OF_ALL} == OF_ALL
 
 
 @pytest.mark.parametrize(
@@ -108,17 +132,20 @@ def test_all_of_the_config_applies(folder: str) -> None:
     ):
         assert values(arguments) == OTHER
         assert [type(value) for value in values(arguments).values()] == [type(value) for value in OTHER.values()]
-        assert "_noted" not in vars(arguments)
+
+
+TOO = {"sam_adaptive": {"sam_rho": 0.3}, "wsam_mode": {"wsam_gamma": 0.7}}
+"""What has to be given beside a change that would give the config's number another meaning."""
 
 
 @pytest.mark.parametrize("name", [name for name, default in DEFAULTS.items() if default is not None])
 @pytest.mark.parametrize("given_by", ["flag", "constructor", "dict", "json"])
 def test_a_default_that_was_given_overrides_the_config(name: str, given_by: str, folder: str, tmp_path: Path) -> None:
     default = DEFAULTS[name]
-    given = {"output_dir": "out", "sharpness_config": folder, name: default}
+    given = {"output_dir": "out", "sharpness_config": folder, name: default} | TOO.get(name, {})
     parser = HfArgumentParser(TrainingArguments)
     if given_by == "flag":
-        arguments = command_line("--sharpness_config", folder, f"--{name}", str(default))
+        arguments = command_line(*(text for key, value in given.items() for text in (f"--{key}", str(value))))
     elif given_by == "constructor":
         arguments = TrainingArguments(**given)
     elif given_by == "dict":
@@ -126,8 +153,7 @@ def test_a_default_that_was_given_overrides_the_config(name: str, given_by: str,
     else:
         (tmp_path / "arguments.json").write_text(json.dumps(given))
         (arguments,) = parser.parse_json_file(str(tmp_path / "arguments.json"))
-    own_default = {"wsam_gamma": None} if name == "wsam_mode" else {}  # auto is decoupled here
-    assert values(arguments) == OTHER | {name: default} | own_default
+    assert values(arguments) == OTHER | {name: default}
 
 
 def test_other_values_override_the_config(folder: str) -> None:
@@ -137,28 +163,41 @@ def test_other_values_override_the_config(folder: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("saved", "given", "gamma"),
+    ("saved", "given", "meanings"),
     [
-        ({"wsam_mode": "coupled"}, {"wsam_mode": "decoupled"}, None),
-        ({"wsam_mode": "coupled"}, {"wsam_mode": "decoupled", "wsam_gamma": 0.8}, 0.8),
-        ({"base_optim": "sgd"}, {"base_optim": "adamw_torch"}, None),
-        ({"base_optim": "adamw_torch"}, {"base_optim": "sgd"}, None),
-        ({"wsam_mode": "coupled"}, {"base_optim": "sgd"}, 0.7),
-        ({"base_optim": "sgd"}, {"wsam_mode": "decoupled"}, 0.7),
-        ({"base_optim": "adafactor"}, {"base_optim": "adamw_torch", "sam_rho": 0.1}, 0.7),
+        ({"wsam_mode": "coupled"}, {"wsam_mode": "decoupled"}, ("coupled", "decoupled")),
+        ({"wsam_mode": "coupled"}, {"wsam_mode": "decoupled", "wsam_gamma": 0.8}, None),
+        ({"base_optim": "sgd"}, {"base_optim": "adamw_torch"}, ("decoupled", "coupled")),
+        ({"base_optim": "adamw_torch"}, {"base_optim": "sgd"}, ("coupled", "decoupled")),
+        ({"wsam_mode": "coupled"}, {"base_optim": "sgd"}, None),
+        ({"base_optim": "sgd"}, {"wsam_mode": "decoupled"}, None),
+        ({"base_optim": "adafactor"}, {"base_optim": "adamw_torch", "sam_rho": 0.1}, None),
+        ({"wsam_mode": "coupled"}, {"optim": "sam", "wsam_mode": "decoupled"}, None),
     ],
 )
 def test_one_modes_gamma_is_not_the_others(
-    saved: dict[str, Any], given: dict[str, Any], gamma: float | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    saved: dict[str, Any], given: dict[str, Any], meanings: tuple[str, str] | None, tmp_path: Path
 ) -> None:
     SharpnessArguments(optim="wsam", wsam_gamma=0.7, **saved).save_pretrained(tmp_path)
-    arguments = SharpnessArguments(sharpness_config=str(tmp_path), **given)
-    assert arguments.wsam_gamma == gamma
-    assert ("its wsam_gamma=0.7 was chosen for the" in caplog.text) == (gamma is None)
+    if meanings is None:
+        arguments = SharpnessArguments(sharpness_config=str(tmp_path), **given)
+        assert arguments.wsam_gamma == given.get("wsam_gamma", 0.7)
+        return
+    before, after = meanings
+    problem = f"its wsam_gamma=0.7 was chosen for the {before} mode, and what was given makes it the {after} mode"
+    with pytest.raises(ValueError, match=f"^sharpness_config='.*': {problem}: give wsam_gamma too$"):
+        SharpnessArguments(sharpness_config=str(tmp_path), **given)
 
 
+def test_a_gamma_that_was_not_chosen_follows_the_mode(tmp_path: Path) -> None:
+    SharpnessArguments(optim="wsam", wsam_mode="coupled").save_pretrained(tmp_path)
+    arguments = SharpnessArguments(sharpness_config=str(tmp_path), wsam_mode="decoupled")
+    assert (arguments.wsam_mode, arguments.wsam_gamma) == ("decoupled", None)
+
+
+@pytest.mark.parametrize("optim", ["sam", "wsam", "xsam"])
 @pytest.mark.parametrize(
-    ("given", "warned"),
+    ("given", "refused"),
     [
         ({"sam_adaptive": True}, True),
         ({"sam_adaptive": True, "sam_rho": 0.5}, False),
@@ -166,13 +205,15 @@ def test_one_modes_gamma_is_not_the_others(
         ({}, False),
     ],
 )
-def test_rho_of_another_metric(
-    given: dict[str, Any], warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    SharpnessArguments(optim="sam", sam_rho=0.1).save_pretrained(tmp_path)
-    arguments = SharpnessArguments(sharpness_config=str(tmp_path), **given)
-    assert arguments.sam_rho == given.get("sam_rho", 0.1)
-    assert ("sam_adaptive=True gives its sam_rho=0.1 another meaning" in caplog.text) == warned
+def test_rho_of_another_metric(given: dict[str, Any], refused: bool, optim: str, tmp_path: Path) -> None:
+    SharpnessArguments(optim=optim, sam_rho=0.1).save_pretrained(tmp_path)
+    if refused:
+        problem = r"its sam_rho=0\.1 was chosen for SAM, and what was given makes it ASAM .*: give sam_rho too$"
+        with pytest.raises(ValueError, match=problem):
+            SharpnessArguments(sharpness_config=str(tmp_path), **given)
+    else:
+        arguments = SharpnessArguments(sharpness_config=str(tmp_path), **given)
+        assert arguments.sam_rho == given.get("sam_rho", 0.1)
 
 
 def test_none_is_no_value_that_was_given(folder: str) -> None:
@@ -210,7 +251,8 @@ def test_defaults_set_on_the_parser_are_given(folder: str) -> None:
 def test_a_config_that_changes_nothing_is_noted(folder: str, caplog: pytest.LogCaptureFixture) -> None:
     changed = dataclasses.replace(TrainingArguments("out"), sharpness_config=folder, wsam_gamma=0.6)
     assert changed.sam_rho == DEFAULTS["sam_rho"]
-    assert "changes nothing" not in caplog.text  # xsam_alpha
+    assert "changes nothing: all of its arguments were given explicitly as well" in caplog.text
+    caplog.clear()
     given = {**OTHER, "wsam_gamma": 0.6}
     assert values(SharpnessArguments(**given, sharpness_config=folder)) == given
     assert "changes nothing: all of its arguments were given explicitly as well" in caplog.text
@@ -224,10 +266,10 @@ def test_a_copy_does_not_load_again(folder: str) -> None:
     assert values(again) == OTHER | {"sam_rho": 0.05}
 
 
-def test_help_and_namespace_show_plain_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     parser = HfArgumentParser(SharpnessArguments)
     namespace = parser.parse_args([])
-    assert {name: getattr(namespace, name) for name in DEFAULTS} == DEFAULTS
+    assert {getattr(namespace, name) for name in DEFAULTS} == {None}
     text = " ".join(parser.format_help().split())
     for default in ("0.05", "False", "epoch", "global", "auto", "21"):
         assert f"(default: {default})" in text

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hf_sharpness import SharpnessArguments, TrainingArguments
-from hf_sharpness.arguments import SHARED
+from hf_sharpness.argument_fields import shared_arguments
 from hf_sharpness.sharing.config import parse_config
 from hf_sharpness.tasks.shared import (
     private_training_keys,
@@ -21,6 +21,7 @@ MANY = settings(max_examples=5000, deadline=5000, database=None, suppress_health
 EFFORTS = pytest.mark.parametrize("effort", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])
 
 VALID = json.dumps({"format_version": 1, "optim": "wsam", "sam_rho": 0.1, "xsam_refresh": "epoch"}).encode()
+SHARED = shared_arguments()
 WORDS = ("sam", "wsam", "xsam", "sgd", "adamw_torch", "global", "device", "auto", "coupled", "decoupled", "epoch", "5")
 PRIVATE = tuple(private_training_keys(TrainingArguments))
 """Arguments of a training run that no shared file may set."""
@@ -106,7 +107,7 @@ def test_a_damaged_config_sets_what_it_may_or_nothing(effort: settings) -> None:
     @effort
     @given(likely, st.sampled_from(PRIVATE) | st.text(), anything)
     def check(config: dict[str, Any], key: str, value: Any) -> None:
-        if key in SHARED or key in ("format_version", "hf_sharpness_version", "paper"):
+        if key in SHARED or key in ("format_version", "hf_sharpness_version", "paper", "package"):
             return
         with pytest.raises(ValueError, match=r"^the file: "):
             parse_config(SharpnessArguments, json.dumps(config | {key: value}).encode(), "the file")

@@ -21,11 +21,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hf_sharpness import TrainingArguments
-from hf_sharpness.arguments import SHARED
+from hf_sharpness.argument_fields import shared_arguments
 from hf_sharpness.tasks import size
 from hf_sharpness.tasks.errors import RecipeError
 from hf_sharpness.tasks.sections import DataSection, ModelSection
-from hf_sharpness.tasks.shared import TRAINING_KEYS, check_plain_yaml, load_shared_recipe, private_training_keys
+from hf_sharpness.tasks.shared import check_plain_yaml, load_shared_recipe, private_training_keys, training_keys
 
 pytest.importorskip("datasets")
 pytest.importorskip("sklearn")
@@ -218,7 +218,10 @@ def changes(keys: Any) -> Any:
 section_keys = {
     "model": st.sampled_from([*ModelSection.__dataclass_fields__]) | texts,
     "data": st.sampled_from([*DataSection.__dataclass_fields__]) | texts,
-    "training": st.sampled_from(sorted(TRAINING_KEYS)) | st.sampled_from(SHARED) | st.sampled_from(PRIVATE) | texts,
+    "training": st.sampled_from(sorted(training_keys()))
+    | st.sampled_from(shared_arguments())
+    | st.sampled_from(PRIVATE)
+    | texts,
 }
 
 

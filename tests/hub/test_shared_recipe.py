@@ -13,12 +13,12 @@ from hf_sharpness.tasks.bundled import bundled_recipes
 from hf_sharpness.tasks.errors import RecipeError
 from hf_sharpness.tasks.recipe import load_recipe
 from hf_sharpness.tasks.shared import (
-    TRAINING_KEYS,
     check_plain_yaml,
     check_shared_recipe,
     download_recipe,
     private_training_keys,
     shareable_training,
+    training_keys,
 )
 
 NEVER = {
@@ -42,7 +42,7 @@ def test_the_private_keys_are_the_rest() -> None:
     """A key that is not known to be harmless is private, so also one that a later transformers adds."""
     for arguments_class in (TrainingArguments, Seq2SeqTrainingArguments):
         fields = {f.name for f in dataclasses.fields(arguments_class)}
-        assert set(private_training_keys(arguments_class)) == fields - TRAINING_KEYS
+        assert set(private_training_keys(arguments_class)) == fields - training_keys()
     assert NEVER - {"logging_dir"} <= set(private_training_keys(TrainingArguments))
     assert {"generation_config", "predict_with_generate"} <= set(private_training_keys(Seq2SeqTrainingArguments))
     new = dataclasses.make_dataclass("Later", [("run_this", str, "")], bases=(TrainingArguments,))
@@ -51,7 +51,7 @@ def test_the_private_keys_are_the_rest() -> None:
 
 def test_no_allowed_key_looks_like_a_path_or_a_token() -> None:
     words = {"dir", "path", "token", "hub", "file", "repo", "folder", "id", "url"}
-    assert not [key for key in TRAINING_KEYS if words & set(key.split("_"))]
+    assert not [key for key in training_keys() if words & set(key.split("_"))]
 
 
 def test_what_is_left_out_when_a_recipe_is_saved() -> None:
@@ -163,7 +163,7 @@ def test_the_bundled_recipes_can_be_shared(name: str) -> None:
     path = bundled_recipes()[name]
     check_plain_yaml(path.read_bytes(), name)
     recipe = dataclasses.asdict(load_recipe(path))
-    assert set(recipe["training"]) - TRAINING_KEYS <= {"output_dir"}
+    assert set(recipe["training"]) - training_keys() <= {"output_dir"}
     check_shared_recipe(recipe | {"training": shareable_training(recipe["training"])}, name)
 
 
