@@ -78,10 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     add("recipe", nargs="?", metavar="RECIPE", help="a YAML file, a bundled recipe, or a repo on the Hub")
     add("--script", metavar="SCRIPT", help="compare on a script written for transformers' Trainer instead")
     add("--report", nargs="+", metavar="FOLDER", help="make tables and pictures again from results.json; merge several")
-    add(
-        "--arms",
-        help=f"{','.join(('base', *OWN_METHODS))} (the default), or a YAML file: a name for each arm, with its arguments",
-    )
+    arms = ",".join(["base", *OWN_METHODS])
+    add("--arms", help=f"{arms} (the default), or a YAML file: a name for each arm, with its arguments")
     add("--metric", help="the primary metric. Default: the recipe's first; a script has none")
     add("--lower_is_better", action="store_true", help="of a script's metric. A loss is known to be so")
     add("--trials", type=int, default=DEFAULT_TRIALS, help="tuning points of every arm (%(default)s)")

@@ -23,7 +23,7 @@ from ..tasks.splits import load_data
 from ..tasks.terminal import Columns
 from ..tasks.threads import one_thread_for_small_models
 from . import measures
-from .arms import Arm, settings_of
+from .arms import Arm, own_arguments, settings_of
 from .averaging import Averaging, averaged_weights
 from .cost import Cost, Scale, measure_costs
 from .errors import CompareError
@@ -81,9 +81,7 @@ class RecipeSubject:
             length = Length("max_steps", float(arguments.max_steps))
         optim = getattr(arguments.optim, "value", arguments.optim)
         base = arguments.base_optim if arguments.uses_sharpness or "base_optim" in training else optim
-        sharpness = {
-            name: value for name, value in training.items() if name in shared_arguments() and "optim" not in name
-        }
+        sharpness = {name: value for name, value in training.items() if name in own_arguments()}
         return Own(float(arguments.learning_rate), length, base, sharpness)
 
     def question(self) -> dict[str, Any]:

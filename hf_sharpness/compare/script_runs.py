@@ -12,11 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..argument_fields import shared_arguments
 from ..arguments import TrainingArguments
 from ..methods import METHODS
 from ..tasks.errors import first_line, nearest
-from .arms import Arm, settings_of
+from .arms import Arm, own_arguments, settings_of
 from .cost import STEPS, WARM_UP, Cost, Scale, cost_of
 from .errors import CompareError
 from .packing import number
@@ -76,9 +75,7 @@ class ScriptSubject:
         if own["max_steps"] > 0:
             length = Length("max_steps", float(own["max_steps"]))
         base = own["base_optim"] if own["optim"] in METHODS else own["optim"]
-        sharpness = {
-            name: value for name, value in self.given.items() if name in shared_arguments() and "optim" not in name
-        }
+        sharpness = {name: value for name, value in self.given.items() if name in own_arguments()}
         return Own(float(own["learning_rate"]), length, base, sharpness)
 
     def question(self) -> dict[str, Any]:

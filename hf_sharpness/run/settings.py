@@ -42,18 +42,25 @@ def _setting(post_init: Callable[[Any], None]) -> Callable[[Any], None]:
     return __post_init__
 
 
+def _program_s(arguments: Any, name: str) -> Any:
+    """What the program gave, or the default, which a sharpness argument gets only later."""
+    value = getattr(arguments, name)
+    return getattr(type(arguments), name, None) if value is None else value
+
+
 def _override(arguments: Any, settings: dict[str, str]) -> None:
     """Set the arguments, before they are checked; the script's own optimizer becomes the base."""
     from ..methods import METHODS  # late, like transformers: `hf-sharpness run` imports neither before its program
 
     values = {name: _value(type(arguments), name, text) for name, text in settings.items()}
-    own = getattr(arguments.optim, "value", arguments.optim)
+    own = _program_s(arguments, "optim")
+    own = getattr(own, "value", own)
     changes = []
     for name, value in values.items():
-        before = getattr(arguments, name)
+        before = _program_s(arguments, name)
         setattr(arguments, name, value)
         changes.append(f"{name}={value!r}" + ("" if before in (None, value) else f" in place of {before!r}"))
-    if values.get("optim") in METHODS and own is not None and own not in METHODS and "base_optim" not in values:
+    if values.get("optim") in METHODS and own not in METHODS and "base_optim" not in values:
         arguments.base_optim = own
         changes.append(f"base_optim={own!r} (the program's optim)")
     said = "hf-sharpness run --set: " + ", ".join(changes)
