@@ -125,7 +125,7 @@ def norm(vector: Vector, like: Sequence[Tensor] | None = None) -> Tensor:
             mesh dimensions that shard it, so that every rank gets the norm of the whole; where it is a ``Part``, over
             the ranks of its group.
     """
-    return _whole_norm(vector, like, _norms)
+    return _whole_norm(vector, like, norms)
 
 
 def norm_of_large(vector: Vector, like: Sequence[Tensor] | None = None) -> Tensor:
@@ -136,8 +136,7 @@ def norm_of_large(vector: Vector, like: Sequence[Tensor] | None = None) -> Tenso
     scale = 2.0**-80  # a power of two, so that nothing is rounded
 
     def scaled(tensors: Vector) -> Vector:
-        norms = [_norms([tensor * scale])[0] for tensor in tensors]
-        return _norms(norms)  # the same numbers, in one type
+        return norms([norms([tensor * scale])[0] for tensor in tensors])  # again, for one type
 
     return _whole_norm(vector, like, scaled) / scale
 
@@ -159,7 +158,7 @@ def _whole_norm(vector: Vector, like: Sequence[Tensor] | None, norms_of: Callabl
     return torch.linalg.vector_norm(torch.stack([t.to(widest) for t in totals]))
 
 
-def _norms(tensors: Vector) -> Vector:
+def norms(tensors: Vector) -> Vector:
     """The norm of each tensor, all in the widest of their accumulation types."""
     dtypes = {t.dtype for t in tensors}
     wide = torch.float64 if torch.float64 in dtypes else torch.float32
@@ -295,7 +294,7 @@ def slerp_weights(psi: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
 def average_over_ranks_(vector: Vector, group: Any = None, bucket_bytes: int = 25 * 2**20) -> None:
     """vector <- its mean over the ranks of a process group, in flat buckets (one all-reduce for each)."""
     world = torch.distributed.get_world_size(group)
-    for bucket in _buckets(vector, bucket_bytes):
+    for bucket in buckets(vector, bucket_bytes):
         flat = torch.cat([t.reshape(-1) for t in bucket])
         torch.distributed.all_reduce(flat, group=group)
         flat.div_(world)
@@ -304,7 +303,8 @@ def average_over_ranks_(vector: Vector, group: Any = None, bucket_bytes: int = 2
         )
 
 
-def _buckets(vector: Vector, size: int) -> list[Vector]:
+def buckets(vector: Vector, size: int) -> list[Vector]:
+    """The tensors in order, in lists of one type and device and of at most ``size`` bytes (but for a larger tensor)."""
     buckets: list[Vector] = []
     filled = 0
     for tensor in vector:

@@ -165,7 +165,7 @@ def test_slerp_of_parallel_or_opposite_vectors_is_v1(psi: float) -> None:
 
 def test_buckets_keep_order_and_never_mix_dtypes() -> None:
     a = [torch.zeros(4), torch.zeros(4), torch.zeros(4, dtype=torch.float64), torch.zeros(400)]
-    buckets = vectors._buckets(a, 40)
+    buckets = vectors.buckets(a, 40)
     assert [[t.numel() for t in b] for b in buckets] == [[4, 4], [4], [400]]
 
 

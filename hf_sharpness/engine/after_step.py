@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from .. import vectors
+from .edits import CANNOT_FOLLOW, LARGEST, follow_
 from .weights import Weights
 
 
 class AfterStep:
-    """``w <- w - lr * weight * vector`` after ``optimizer.step()``, clipped and unscaled as the gradient was.
+    """``w <- w - lr * weight * vector`` after ``optimizer.step()``, changed between as the gradient was.
+
+    Clipping, unscaling, masks and other factors on the gradient count for the vector too, element by element; a
+    parameter whose gradient was set to None is left alone.
 
     Args:
         terms: the vector, as one local tensor for each parameter; spent by ``descend``.
         weight: the factor beside the learning rate.
-        before: the weights before the optimizer's step, local; spent by ``descend``.
+        scratch: for every parameter a tensor of its size, not overlapping; holds the gradient, then the old weights.
         weights: where the weights are. DeepSpeed calls the optimizer's ``step`` several times, each for some of them.
+        loss_scale: the factor on the gradient, which may be taken off before the step.
+        at_once: whether a change that cannot be followed is refused before the step, which waits for the device.
 
     A non-finite vector makes the gradient non-finite too, so that a GradScaler skips the step.
     """
@@ -25,21 +33,28 @@ class AfterStep:
         self,
         terms: dict[nn.Parameter, Tensor],
         weight: float,
-        before: dict[nn.Parameter, Tensor],
+        scratch: dict[nn.Parameter, Tensor],
         weights: Weights,
+        *,
+        loss_scale: Tensor | float = 1.0,
+        at_once: bool = True,
     ) -> None:
         self.terms = terms
         self.weight = weight
-        self.before = before
+        self.scratch = scratch
         self.weights = weights
+        self.loss_scale = loss_scale
+        self.at_once = at_once
         params = list(terms)
-        self.waiting = [(group, self._gradient_norm(group)) for group in weights.stepped_together(params)]
+        self.waiting = weights.stepped_together(params)
         self.params: list[nn.Parameter] = []
-        self.clipping: Tensor | float = 1.0
+        self.factor: Tensor | float = 1.0
+        self.lost: Tensor | bool = False
         self.steps: list[tuple[Tensor, Tensor]] = []
         size = self._norm(list(terms.values()), params)
         gradients = vectors.local([p.grad for p in params])
         next((g for g in gradients if g.numel()), size).add_(size * 0)  # a rank's shard may be empty
+        vectors.copy_([scratch[p] for p in params], gradients)
 
     @property
     def is_done(self) -> bool:
@@ -49,31 +64,55 @@ class AfterStep:
     def _norm(self, vector: vectors.Vector, params: list[nn.Parameter]) -> Tensor:
         return vectors.norm(vector, self.weights.owners(params))
 
-    def _gradient_norm(self, params: list[nn.Parameter]) -> Tensor:
-        return self._norm(vectors.local([p.grad for p in params]), params)
+    def prepare(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer is about to step: change the vector as the gradient was changed, and note the weights.
 
-    def measure_clipping(self, optimizer: torch.optim.Optimizer) -> None:
-        """Find the factor by which clipping and unscaling have changed the gradient since the last backward."""
-        self.params, before = self.waiting.pop(0)
-        now = self._gradient_norm(self.params)
-        self.clipping = torch.where(before > 0, now / before, torch.ones_like(before) * self.clipping)
+        Raises:
+            RuntimeError: the change cannot be followed.
+        """
         scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer unscales within its step
+        self._follow_edits(self.loss_scale if scale is None else 1.0)
         if scale is not None:
-            self.clipping = self.clipping / scale
+            vectors.scale_([self.terms[p] for p in self.params], 1 / scale)
+        vectors.copy_([self.scratch[p] for p in self.params], vectors.local(self.params))
+
+    def withdrawn(self) -> dict[nn.Parameter, Tensor]:
+        """The vector, changed as the gradient was, for the term of a further backward pass before the step."""
+        terms: dict[nn.Parameter, Tensor] = {}
+        while self.waiting:
+            self._follow_edits(self.loss_scale)
+            terms |= {p: self.terms[p] for p in self.params}
+        return terms
+
+    def _follow_edits(self, unscaled_by: Tensor | float) -> None:
+        self.params = [p for p in self.waiting.pop(0) if p.grad is not None]
+        if not self.params:
+            return
+        self.factor, lost = follow_(
+            [self.terms[p] for p in self.params],
+            [self.scratch[p] for p in self.params],
+            vectors.local([p.grad for p in self.params]),
+            lambda vector: self._norm(vector, self.params),
+            default=self.factor,
+            limit=LARGEST / unscaled_by,
+        )
+        self.lost = lost | self.lost
+        if self.at_once and lost:
+            raise RuntimeError(CANNOT_FOLLOW)
 
     def descend(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
         """Add the term; returns its size over that of the base optimizer's step, or None if that step was skipped."""
         found_inf = getattr(optimizer, "found_inf", None)  # a fused optimizer is called and skips inside
-        if found_inf is not None and found_inf.item():
+        if not self.params or (found_inf is not None and found_inf.item()):
             return None
         live = dict(zip(self.params, vectors.local(self.params), strict=True))
-        before = [self.before[p] for p in self.params]
+        before = [self.scratch[p] for p in self.params]
         vectors.add_(before, list(live.values()), -1.0)
         base_step = self._norm(before, self.params)
         for group in optimizer.param_groups:
             members = [p for p in group["params"] if p in live]
             terms = [self.terms[p] for p in members]
-            vectors.scale_(terms, self.clipping * group["lr"] * self.weight)
+            vectors.scale_(terms, group["lr"] * self.weight)
             vectors.add_([live[p] for p in members], terms, -1.0)
         self.steps.append((self._norm([self.terms[p] for p in self.params], self.params), base_step))
         if len(self.steps) == 1:
@@ -82,3 +121,21 @@ class AfterStep:
             torch.linalg.vector_norm(torch.stack(norms)) for norms in zip(*self.steps, strict=True)
         )
         return sharpness_steps / base_steps
+
+
+class LateFlag:
+    """A flag on the device, read without waiting for it: not set until its value has arrived on the host."""
+
+    def __init__(self, flag: Tensor) -> None:
+        self.arrived: Any = None
+        self.value = flag
+        if flag.device.type != "cpu":
+            device = torch.get_device_module(flag.device)
+            self.value = torch.empty((), dtype=flag.dtype, pin_memory=True).copy_(flag, non_blocking=True)
+            self.arrived = device.Event()
+            self.arrived.record()
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the flag is known to be true."""
+        return (self.arrived is None or self.arrived.query()) and bool(self.value)

@@ -10,29 +10,28 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from .. import vectors
 from ..methods import Method
-from .after_step import AfterStep
 from .checks import check_supported
 from .course import Course
 from .deepspeed.config import is_engine
 from .directions import Directions
+from .earlier import BETWEEN_MICRO_BATCHES, UNREDUCED, EarlierGradients, Fingerprint
 from .kept import Kept
 from .measured import merged
 from .micro_batch import Closure, MicroBatch
 from .optimizers import base_optimizer, is_adaptive
-from .parallel import gradients_unreduced
+from .parallel import gradients_unreduced, unreduced_gradients
 from .passes import Passes
 from .progress import Progress
 from .rounding import Noise
 from .scopes import Scope
 from .state import BufferState, RandomState, accelerators_of
+from .term import Term
 from .weights import Weights
 
 
@@ -94,22 +93,23 @@ class Engine:
         self.metrics: dict[str, Tensor | float] = {}
         kept = Kept(self.method.name, self.method.keeps, self.weights)
         self.course = Course(Progress(total_steps), kept, Directions(self.weights, self.scope.reduces_ascent))
-        self.after_step: AfterStep | None = None
-        self.hooks: list[RemovableHandle] = []
+        self.term = Term(self.weights, self.scope, loss_scale, lambda: self.on_cpu, self._report_ratio)
         if self.method.adds_after_step:
-            self.hooks.append(self.optimizer.register_step_pre_hook(self._before_optimizer_step))
-            self.hooks.append(self.optimizer.register_step_post_hook(self._after_optimizer_step))
+            self.term.attach(self.weights)
         self._forget_step()
+
+    def _report_ratio(self, ratio: Tensor) -> None:
+        if self.method.step_ratio:
+            self.metrics[self.method.step_ratio] = ratio
 
     def _forget_step(self) -> None:
         self.micro_batches: list[MicroBatch] = []
         self.losses: list[Tensor] = []
         self.buffers: BufferState | None = None
         self.passes: Passes | None = None
-        self.terms: dict[nn.Parameter, Tensor] = {}
-        self.term_weight = 0.0
-        self.before: dict[nn.Parameter, Tensor] = {}
         self.measured: list[dict[str, Tensor | float]] = []
+        self.earlier = EarlierGradients(())
+        self.fingerprint: Fingerprint | None = None
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters in the base optimizer's groups, in their order."""
@@ -121,11 +121,19 @@ class Engine:
 
         On an accelerator that is a host synchronisation, made only where a GradScaler will skip the step.
         """
-        return self.loss_scale is not None or next(self.model.parameters()).device.type == "cpu"
+        return self.loss_scale is not None or self.on_cpu
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether reading a tensor's value on the host waits for nothing."""
+        return next(self.model.parameters()).device.type == "cpu"
 
     def begin(self) -> None:
-        """Start an optimizer step. What an interrupted one left behind is put back and dropped."""
-        self.abort()
+        """Start an optimizer step. What an interrupted one left behind is put back and dropped.
+
+        Where the optimizer has not stepped since the last one, the gradients in p.grad and their term count as well.
+        """
+        self._put_back()
 
     def record(self, closure: Closure, last: bool) -> Tensor:
         """Run a micro-batch's first pass and remember it for the replays.
@@ -141,8 +149,10 @@ class Engine:
             with self.scope.pass_context(reduce=last):
                 return closure().detach()
         with self._aborting_on_error():
+            if not self.losses:
+                self.term.begin()
             alone = self.scope.is_each_micro_batch
-            earlier = self._set_gradients_aside() if alone else []
+            self._look_at_gradients(begins=alone or not self.micro_batches)
             if alone or self.buffers is None:
                 self.buffers = BufferState(self.model)
             random_state = RandomState(accelerators_of(self.model.parameters()))
@@ -156,8 +166,10 @@ class Engine:
             if alone:
                 if self.weights.have_gradient():
                     self._run_method(loss)
-                self._add_gradients(earlier)
+                self.earlier.add_back()
                 self.micro_batches = []
+            elif not last:
+                self.fingerprint = self._fingerprint()
             return loss
 
     @property
@@ -168,6 +180,20 @@ class Engine:
     def forget_last(self) -> None:
         """Drop the micro-batch recorded last, whose closure has left no gradient."""
         del self.micro_batches[-1:], self.losses[-1:]
+        if not self.micro_batches:
+            self.earlier.put_back()
+
+    def _fingerprint(self) -> Fingerprint:
+        return Fingerprint(self.weights.receivers(), unreduced_gradients(self.model))
+
+    def _look_at_gradients(self, begins: bool) -> None:
+        """Before a micro-batch: set aside what is there as the passes begin; in between nothing may come or change."""
+        if begins:
+            if any(True for _ in unreduced_gradients(self.model)):
+                raise RuntimeError(UNREDUCED)
+            self.earlier = EarlierGradients(self.weights.receivers(), self.scope.gradients_are_views)
+        elif self.fingerprint is not None and self._fingerprint().differs_from(self.fingerprint):
+            raise RuntimeError(BETWEEN_MICRO_BATCHES)
 
     def finish(self) -> None:
         """Run the method: afterwards p.grad holds the gradient for the base optimizer, the weights are as before."""
@@ -179,10 +205,11 @@ class Engine:
     def _finish_passes(self) -> None:
         if not self.scope.is_each_micro_batch:
             self._run_method(torch.stack(self.losses).sum())
+            self.earlier.gradients = self.scope.averaged(self.earlier.gradients)
+            self.earlier.add_back()
         if self.scope.averages_itself:
-            self.terms = self.scope.average(self.parameters(), self.terms)
-        if self.method.adds_after_step:
-            self._prepare_after_step()
+            self.term.vector = self.scope.average(self.parameters(), self.term.vector)
+        self.term.finish()
         self.metrics = merged(self.measured)
         self.course.step_made()
         self._forget_step()
@@ -195,23 +222,26 @@ class Engine:
 
     def abort(self) -> None:
         """Put the weights back if they are moved, and drop everything that belongs to an unfinished step."""
+        self._put_back()
+        self.term.drop()
+
+    def _put_back(self) -> None:
         if self.passes is not None:
             self.passes.restore()
+        self.earlier.put_back()
         self.weights.abandon()
         self.course.step_failed()
-        self.after_step = None
+        self.term.forget()
         self._forget_step()
 
     def drop_pending(self) -> None:
         """Forget a term that waits for an optimizer step which did not happen (a GradScaler skipped it)."""
-        self.after_step = None
+        self.term.drop()
 
     def close(self) -> None:
         """``abort``, and take the hooks off the optimizer."""
         self.abort()
-        for handle in self.hooks:
-            handle.remove()
-        self.hooks = []
+        self.term.detach()
 
     @contextlib.contextmanager
     def clean_weights(self) -> Iterator[None]:
@@ -254,48 +284,6 @@ class Engine:
             checks_overflow=self.checks_overflow,
         )
         passes.run()
-        if passes.term is not None:
-            vector, self.term_weight = passes.term
-            for parameter, term in zip(passes.params, passes.pad(vector), strict=True):
-                earlier = self.terms.get(parameter)
-                self.terms[parameter] = term if earlier is None else earlier.add_(term)
-            self.before = dict(zip(passes.params, passes.memory.views(passes.saved), strict=True))
+        self.term.collect(passes)
         self.measured.append(passes.metrics)
         self.passes = None
-
-    def _set_gradients_aside(self) -> list[tuple[nn.Parameter, Tensor]]:
-        earlier = [(p, p.grad) for p in self.model.parameters() if p.grad is not None]
-        for parameter, _ in earlier:
-            parameter.grad = None
-        return earlier
-
-    def _add_gradients(self, earlier: list[tuple[nn.Parameter, Tensor]]) -> None:
-        """p.grad <- p.grad + what was set aside."""
-        both = [(p, g) for p, g in earlier if p.grad is not None]
-        vectors.add_([p.grad for p, _ in both], [g for _, g in both])
-        for parameter, gradient in earlier:
-            if parameter.grad is None:
-                parameter.grad = gradient
-
-    def _prepare_after_step(self) -> None:
-        """Have the method's term added once the base optimizer has stepped."""
-        if not self.terms:
-            return
-        if not self.scope.reduces_ascent:
-            # The weights as one rank's last replay saved them may lack parameters that other ranks used.
-            self.before = dict(zip(self.terms, vectors.clone(vectors.local(list(self.terms))), strict=True))
-        self.after_step = AfterStep(self.terms, self.term_weight, self.before, self.weights)
-        self.before = {}
-
-    def _before_optimizer_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self.after_step is not None:
-            self.after_step.measure_clipping(optimizer)
-
-    def _after_optimizer_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        after_step = self.after_step
-        if after_step is not None:
-            ratio = after_step.descend(optimizer)
-            if ratio is not None and self.method.step_ratio:
-                self.metrics[self.method.step_ratio] = ratio
-            if after_step.is_done:
-                self.after_step = None

@@ -44,6 +44,16 @@ def gradients_unreduced(model: nn.Module) -> Iterator[None]:
             module.set_requires_gradient_sync(True, recurse=False)
 
 
+def unreduced_gradients(model: nn.Module) -> Iterator[Tensor]:
+    """The gradients that FSDP2 has accumulated without reducing them over ranks: those are not in ``p.grad``."""
+    for module in sharded_modules(model):
+        for group in module._get_fsdp_state()._fsdp_param_groups:  # private in torch: nothing public tells
+            for parameter in group.fsdp_params:
+                unsharded = getattr(parameter, "_unsharded_param", None)
+                waiting = (parameter.unsharded_accumulated_grad, None if unsharded is None else unsharded.grad)
+                yield from (gradient for gradient in waiting if gradient is not None)
+
+
 def rank_groups(model: nn.Module, parameters: Iterable[nn.Parameter]) -> list[Any]:
     """The process groups whose ranks share one effective batch: DDP's, or those of the mesh that shards the weights.
 

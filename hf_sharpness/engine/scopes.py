@@ -69,6 +69,31 @@ class Scope:
         """The context for one micro-batch's forward and backward: gradients are reduced over ranks, or not."""
         return contextlib.nullcontext() if reduce else self.no_sync()
 
+    def averaged(self, earlier: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
+        """What an earlier backward left, averaged over the ranks of the DDP model, as DDP does with a gradient.
+
+        All ranks must have something, or none. Inside the user's own ``no_sync`` it stays each rank's own.
+
+        Args:
+            earlier: by parameter; spent.
+        """
+        wrapper = self.data_parallel
+        if not earlier or wrapper is None or self.averages_itself or not wrapper.require_backward_grad_sync:
+            return earlier
+        params = self._on_any_rank([p for p in wrapper.parameters() if p.requires_grad], lambda p: p in earlier)
+        for parameter in params:
+            if parameter not in earlier:
+                earlier[parameter] = torch.zeros_like(parameter)
+        vectors.average_over_ranks_(vectors.local([earlier[p] for p in params]), wrapper.process_group)
+        return earlier
+
+    def _on_any_rank(self, params: list[nn.Parameter], present: Callable[[nn.Parameter], bool]) -> list[nn.Parameter]:
+        """Those of the parameters for which ``present`` is true on some rank of the DDP model."""
+        assert self.data_parallel is not None
+        found = torch.tensor([present(p) for p in params], dtype=torch.int32, device=params[0].device)
+        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX, group=self.data_parallel.process_group)
+        return [p for p, by_any in zip(params, found.tolist(), strict=True) if by_any]
+
     def average(self, params: list[nn.Parameter], terms: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
         """Average p.grad, and the terms for after the step, over the ranks of the DDP model.
 
@@ -81,9 +106,7 @@ class Scope:
         """
         assert self.data_parallel is not None
         group = self.data_parallel.process_group
-        used = torch.tensor([p.grad is not None for p in params], dtype=torch.int32, device=params[0].device)
-        torch.distributed.all_reduce(used, op=torch.distributed.ReduceOp.MAX, group=group)
-        params = [p for p, by_any in zip(params, used.tolist(), strict=True) if by_any]
+        params = self._on_any_rank(params, lambda p: p.grad is not None)
         for parameter in params:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

@@ -41,6 +41,13 @@ class Weights:
         """Whether a pass has left a gradient in any of them (where gradients are hidden: always)."""
         return not self.gradients_are_visible or any(p.grad is not None for p in self.parameters())
 
+    def receivers(self) -> list[nn.Parameter]:
+        """The parameters whose ``.grad`` a pass fills: the optimizer's, and others of the model."""
+        found = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
+        for parameter in self.model.parameters():
+            found.setdefault(id(parameter), parameter)
+        return list(found.values())
+
     def named(self) -> list[tuple[str, Tensor]]:
         """What is trained, with names for messages: its type is the one that a perturbation is rounded to."""
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]

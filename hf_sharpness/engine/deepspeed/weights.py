@@ -60,6 +60,9 @@ class ZeroWeights(Weights):
     def parameters(self) -> list[nn.Parameter]:
         return self.parts
 
+    def receivers(self) -> list[nn.Parameter]:
+        return []  # DeepSpeed collects gradients elsewhere, see `DeferredStep`
+
     def named(self) -> list[tuple[str, Tensor]]:
         return [(f"(part {index} of DeepSpeed's master weights)", part) for index, part in enumerate(self.parts)]
 

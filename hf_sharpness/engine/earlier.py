@@ -1,0 +1,71 @@
+"""Gradients that are there before a pass, from a backward of the user's own: set aside, and added at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from .. import vectors
+
+
+class EarlierGradients:
+    """Takes the gradients out of ``.grad``, by reference, so that what follows begins without any.
+
+    Args:
+        parameters: whose gradients to take.
+        in_buckets: whether DDP holds gradients in buckets of its own, which the next pass overwrites: copied then.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], in_buckets: bool = False) -> None:
+        self.gradients: dict[nn.Parameter, Tensor] = {}
+        for parameter in parameters:
+            gradient = parameter.grad
+            if gradient is not None:
+                self.gradients[parameter] = gradient.detach().clone() if in_buckets else gradient
+                parameter.grad = None
+
+    def add_back(self) -> None:
+        """p.grad <- p.grad + what was set aside."""
+        both = [(p.grad, g) for p, g in self.gradients.items() if p.grad is not None]
+        vectors.add_(vectors.local([now for now, _ in both]), vectors.local([earlier for _, earlier in both]))
+        for parameter, gradient in self.gradients.items():
+            if parameter.grad is None:
+                parameter.grad = gradient
+
+    def put_back(self) -> None:
+        """p.grad <- what was set aside; what has come since is dropped."""
+        for parameter, gradient in self.gradients.items():
+            parameter.grad = gradient
+
+
+class Fingerprint:
+    """Which gradients there are, and how often each was written to: differs once one was added to, changed or dropped.
+
+    Args:
+        parameters: whose ``.grad`` to look at.
+        unreduced: gradients that wait elsewhere to be reduced over ranks (``parallel.unreduced_gradients``).
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], unreduced: Iterable[Tensor] = ()) -> None:
+        self.gradients = [g for g in (p.grad for p in parameters) if g is not None] + list(unreduced)
+        self.versions = [g._version for g in self.gradients]
+
+    def differs_from(self, other: Fingerprint) -> bool:
+        """Whether anything has changed since ``other`` was taken."""
+        return len(self.gradients) != len(other.gradients) or any(
+            a is not b or v != w
+            for a, b, v, w in zip(self.gradients, other.gradients, self.versions, other.versions, strict=True)
+        )
+
+
+BETWEEN_MICRO_BATCHES = (
+    "a gradient was added or changed between two micro-batches of one optimizer step, by code that the further passes "
+    "over these micro-batches cannot repeat. Do it in the loss function, before the step's first micro-batch (what is "
+    "in p.grad then is added to the method's gradient), or once the gradient is complete (in on_pre_optimizer_step)"
+)
+UNREDUCED = (
+    "FSDP2 holds gradients that it has not reduced over ranks yet, from a backward pass that the step does not know: a "
+    "sharpness-aware step cannot tell them from its own. Let that backward pass reduce its gradients, or give the "
+    "micro-batches to one call: method.backward([closure, ...])"
+)

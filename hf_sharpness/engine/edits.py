@@ -1,0 +1,91 @@
+"""What became of the gradient between the backward pass and the base optimizer's step, for a term to follow it.
+
+Clipping by norm and unscaling multiply the gradient by one number. A mask, clipping by value or a factor for some of
+the weights multiply every element by a number of its own; this is read off the gradient itself, ``now / before``. What
+is no such product (noise, a sum, a sign) cannot be followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from .. import vectors
+from ..vectors import Vector
+
+LARGEST = 10.0
+"""An element that an edit has made more than this many times larger is taken for one that something was added to."""
+
+CANNOT_FOLLOW = (
+    "the gradient was changed between the backward pass and the optimizer's step in a way that the term of "
+    "mode='decoupled' cannot follow: something was added to it, or its signs or sizes were replaced. Clipping, masks, "
+    "factors and p.grad = None are followed. Use mode='coupled', or change the gradient before the first backward pass "
+    "(what is in p.grad then is added to the method's gradient)"
+)
+
+
+def follow_(
+    terms: Vector,
+    before: Vector,
+    now: Vector,
+    norm_of: Callable[[Vector], Tensor],
+    default: Tensor | float,
+    limit: Tensor | float,
+) -> tuple[Tensor, Tensor]:
+    """Multiply the terms, in place, by the factors that turned one gradient into the other.
+
+    Where all was multiplied by one number, so are the terms, also where the gradient was zero. Else an element whose
+    gradient was or became zero gets no term.
+
+    Args:
+        terms: what to multiply, local.
+        before: the gradient that the terms belong to, shaped as they are.
+        now: the gradient that the base optimizer gets.
+        norm_of: the global norm of a list with a tensor for each of them, over shards.
+        default: the factor if ``before`` is all zero.
+        limit: the largest factor of a single element that is believed.
+
+    Returns:
+        The factor of the norm, and whether the change cannot be followed, 0-dim tensors: nothing waits for the device.
+    """
+    size, before_norm = norm_of(now), norm_of(before)
+    factor = torch.where(before_norm > 0, size / before_norm, default)
+    same: Vector = []
+    opposite: Vector = []
+    for part in _parts(before):
+        was, sizes = _flat(before[part])
+        scaled, is_ = was * factor.to(was), _flat(now[part])[0].to(was)
+        same += vectors.norms(list((is_ - scaled).split(sizes)))
+        opposite += vectors.norms(list((is_ + scaled).split(sizes)))
+    distances = norm_of(same), norm_of(opposite)
+    factor = torch.where(distances[0] <= distances[1], factor, -factor)
+    exact = all(t.dtype == torch.float64 for t in before)
+    uniform = torch.minimum(*distances) <= (1e-12 if exact else 1e-5) * size
+    lost = torch.zeros_like(uniform)
+    for part in _parts(before):
+        was, sizes = _flat(before[part])
+        is_ = _flat(now[part])[0].to(was)
+        whole, alike = factor.to(was), uniform.to(was.device)
+        most = limit.to(was) if isinstance(limit, Tensor) else limit
+        factors = torch.where(was != 0, is_ / was, 0)
+        strange = ((was == 0) & (is_ != 0)) | (factors < 0) | (factors > most)
+        lost |= (strange & ~alike).any().to(lost.device)
+        factors = torch.where(alike, whole * ((is_ != 0) | (was == 0)), factors.clamp(min=0).clamp(max=most))
+        pieces = [p.view_as(t) for p, t in zip(factors.split(sizes), terms[part], strict=True)]
+        vectors.multiply_(terms[part], pieces)
+    return factor, lost
+
+
+def _parts(vector: Vector, bytes_: int = 25 * 2**20) -> Iterator[slice]:
+    """Runs of tensors of one type and device, small enough for a few copies of them not to count."""
+    start = 0
+    for bucket in vectors.buckets(vector, bytes_):
+        yield slice(start, start + len(bucket))
+        start += len(bucket)
+
+
+def _flat(tensors: Vector) -> tuple[Tensor, list[int]]:
+    """Tensors one after the other, and the number of elements of each."""
+    return torch.cat([t.reshape(-1) for t in tensors]), [t.numel() for t in tensors]

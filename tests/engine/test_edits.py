@@ -1,0 +1,219 @@
+"""Decoupled WSAM and what happens to the gradient between the backward pass and the optimizer's step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from models import Net, accumulate, classification, steps_of
+from reference import flat
+from torch import Tensor, nn
+
+from hf_sharpness import WSAM
+from hf_sharpness.engine import Engine
+
+LR, RHO, GAMMA = 0.3, 0.2, 0.9
+STEPS = steps_of(classification(32), 8)
+EXACT = {"rtol": 1e-11, "atol": 1e-12}
+Edit = Callable[[list[nn.Parameter]], None]
+
+
+def by_hand(model: nn.Module, factors: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """w <- w - lr (f g + a f (g_s - g)), with a factor f for every element that depends on the parameter and on g."""
+    params = list(model.parameters())
+    for (batch,) in STEPS:
+        g = torch.autograd.grad(model(**batch)["loss"], params)
+        size = torch.sqrt(sum(x.pow(2).sum() for x in g))
+        start = [p.detach().clone() for p in params]
+        with torch.no_grad():
+            for p, x in zip(params, g, strict=True):
+                p.add_(RHO * x / size)
+        above = torch.autograd.grad(model(**batch)["loss"], params)
+        a = GAMMA / (1 - GAMMA)
+        with torch.no_grad():
+            for index, (p, w, x, y) in enumerate(zip(params, start, g, above, strict=True)):
+                f = factors(index, x)
+                p.copy_(w - LR * (f * x + a * f * (y - x)))
+    return flat(model)
+
+
+def ours(model: nn.Module, edit: Edit, **options: Any) -> Tensor:
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, **options)
+    method = WSAM(model, optimizer, rho=RHO, gamma=GAMMA, mode="decoupled")
+    for (batch,) in STEPS:
+        method.backward(lambda batch=batch: accumulate(model, batch, 1))
+        edit(list(model.parameters()))
+        optimizer.step()
+        optimizer.zero_grad()
+    return flat(model)
+
+
+def mask_rows(params: list[nn.Parameter]) -> None:
+    params[0].grad[:5] = 0
+
+
+def replaced_by_a_masked_copy(params: list[nn.Parameter]) -> None:
+    mask = torch.ones_like(params[0])
+    mask[:5] = 0
+    params[0].grad = params[0].grad * mask
+
+
+def mask_then_clip(params: list[nn.Parameter]) -> None:
+    mask_rows(params)
+    nn.utils.clip_grad_norm_(params, 1e-3)
+    for p in params:
+        p.grad.mul_(200)
+
+
+def none(params: list[nn.Parameter]) -> None:
+    params[2].grad = params[3].grad = None
+
+
+def clip_value(params: list[nn.Parameter]) -> None:
+    nn.utils.clip_grad_value_(params, 0.02)
+
+
+def layer_factors(params: list[nn.Parameter]) -> None:
+    for index, p in enumerate(params):
+        p.grad.mul_(1 + index)
+
+
+def reverse(params: list[nn.Parameter]) -> None:
+    for p in params:
+        p.grad.neg_()
+
+
+def rows(index: int, g: Tensor) -> Tensor:
+    f = torch.ones_like(g)
+    f[:5] = index != 0
+    return f
+
+
+EDITS: dict[str, tuple[Edit, Callable[[int, Tensor], Tensor]]] = {
+    "no edit": (lambda params: None, lambda index, g: torch.ones_like(g)),
+    "mask": (mask_rows, rows),
+    "masked copy": (replaced_by_a_masked_copy, rows),
+    "none": (none, lambda index, g: torch.full_like(g, index < 2)),
+    "clip_grad_value_": (clip_value, lambda index, g: torch.where(g != 0, g.clamp(-0.02, 0.02) / g, 0)),
+    "a factor for each layer": (layer_factors, lambda index, g: torch.full_like(g, 1 + index)),
+    "reversed": (reverse, lambda index, g: -torch.ones_like(g)),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_the_term_follows_the_edit(name: str) -> None:
+    edit, factors = EDITS[name]
+    torch.testing.assert_close(ours(Net().double(), edit), by_hand(Net().double(), factors), **EXACT)
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW], ids=lambda c: c.__name__)
+def test_masked_rows_do_not_move_at_all(base: Any) -> None:
+    """Also with a mask whose rows have next to no share in the gradient's norm, and where norms are clipped then."""
+    model = Net().double()
+    with torch.no_grad():
+        model.first.weight[:5] *= 1e-9
+    before = model.first.weight[:5].clone()
+    optimizer = base(model.parameters(), lr=0.01, weight_decay=0.0)
+    method = WSAM(model, optimizer, mode="decoupled")
+    for (batch,) in STEPS:
+        method.backward(lambda batch=batch: accumulate(model, batch, 1))
+        mask_then_clip(list(model.parameters()))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.equal(model.first.weight[:5], before)
+
+
+def test_a_parameter_that_only_the_replay_reaches_is_clipped_as_the_others() -> None:
+    """Its gradient was zero and stays zero: where all was multiplied by one number, its term is too."""
+
+    class Late(Net):
+        calls = 0
+
+        def forward(self, x: Tensor, labels: Tensor) -> Any:
+            self.calls += 1
+            logits = self.last(self.features(x)) + (self.extra(x) if self.calls % 2 == 0 else 0)
+            return {"loss": nn.functional.cross_entropy(logits, labels)}
+
+    runs = []
+    for clip in (1.0, 0.25):
+        model = Late().double()
+        torch.manual_seed(0)
+        model.extra = nn.Linear(6, 3).double()
+        start = flat(model.extra)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        method = WSAM(model, optimizer, mode="decoupled")
+        method.backward(lambda model=model: accumulate(model, STEPS[0][0], 1))
+        for p in model.parameters():
+            p.grad.mul_(clip)
+        optimizer.step()
+        runs.append(flat(model.extra) - start)
+    assert runs[0].norm() > 1e-6
+    torch.testing.assert_close(runs[1], 0.25 * runs[0])
+
+
+def noise(params: list[nn.Parameter]) -> None:
+    torch.manual_seed(0)
+    for p in params:
+        p.grad.add_(torch.randn_like(p), alpha=0.1)
+
+
+def sign(params: list[nn.Parameter]) -> None:
+    for p in params:
+        p.grad.sign_()
+
+
+def from_zero(params: list[nn.Parameter]) -> None:
+    params[0].grad[0] = 0
+    params[1].grad.fill_(1e-3)
+
+
+@pytest.mark.parametrize("edit", [noise, sign, from_zero])
+def test_what_cannot_be_followed_is_refused_before_the_weights_move(edit: Edit) -> None:
+    model = Net().double()
+    before = flat(model)
+    with pytest.raises(RuntimeError, match="mode='coupled'"):
+        ours(model, edit)
+    assert torch.equal(flat(model), before)
+
+
+def test_on_an_accelerator_it_is_refused_one_step_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits for the device; until then no element's term is more than ten times what it was."""
+    monkeypatch.setattr(Engine, "on_cpu", False)
+    model = Net().double()
+    with pytest.raises(RuntimeError, match="mode='coupled'"):
+        ours(model, noise)
+    assert flat(model).isfinite().all()
+
+
+def test_zero_grad_before_the_step(plain: Any) -> None:
+    """The step has nothing to do, and the next one is an ordinary one."""
+    runs = []
+    for with_empty_step in (False, True):
+        model = Net().double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+        method = WSAM(model, optimizer, rho=RHO, gamma=GAMMA)
+        if with_empty_step:
+            before = flat(model)
+            method.backward(lambda model=model: accumulate(model, STEPS[0][0], 1))
+            optimizer.zero_grad()
+            optimizer.step()
+            assert torch.equal(flat(model), before)
+        runs.append(plain(model, STEPS, optimizer, method)[-1])
+    assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_step_that_is_left_out(set_to_none: bool, plain: Any) -> None:
+    """backward, zero_grad and no step: nothing of it is left for the next one."""
+    runs = []
+    for left_out in (False, True):
+        model = Net().double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+        method = WSAM(model, optimizer, rho=RHO, gamma=GAMMA)
+        if left_out:
+            method.backward(lambda model=model: accumulate(model, STEPS[1][0], 1))
+            optimizer.zero_grad(set_to_none=set_to_none)
+        runs.append(plain(model, STEPS, optimizer, method)[-1])
+    torch.testing.assert_close(*runs, **EXACT)
