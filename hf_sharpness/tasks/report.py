@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..methods import Method
 from .metrics import scores
 from .prepare import PreparedRun
 from .terminal import block
@@ -37,14 +38,21 @@ def summary(run: PreparedRun, metrics: dict[str, dict[str, float]], processor_ti
         processor_time: Processor time of the training in seconds.
     """
     steps = max(run.trainer.state.global_step, 1)
-    method = run.arguments.method()
-    passes = 1 if method is None or method.is_plain else 1 + method.replays
     shown = {"evaluation": scores(metrics["eval"], "eval"), "test": scores(metrics["test"], "test")}
     seconds = metrics["train"]["train_runtime"]
     rows = {
         **{split: "   ".join(f"{name} {value:.4f}" for name, value in shown[split].items()) for split in shown},
-        "cost": f"{steps:,} steps of {passes} pass{'es' if passes > 1 else ''} in {seconds:.1f} s "
+        "cost": f"{steps:,} steps of {_passes(run.arguments.method())} in {seconds:.1f} s "
         f"({processor_time:.1f} s of processor time)",
         "files": f"{run.output}: model, README.md (its card), curves.png, recipe.yaml, test_results.json",
     }
     return "\n" + block(run.title, rows)
+
+
+def _passes(method: Method | None) -> str:
+    """How many passes a step makes, in words."""
+    if method is None or method.is_plain:
+        return "1 pass"
+    if method.decides_replays:
+        return "1 pass or more"
+    return "1 pass" if method.replays == 0 else f"{1 + method.replays} passes"

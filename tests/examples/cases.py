@@ -37,6 +37,12 @@ class Example:
             sys.path.append(str(self.path))
         return getattr(importlib.import_module(self.module), self.cls)
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The settings as TrainingArguments; the class must be registered."""
+        name = self.method_class.name
+        return {"optim": name, **{f"{name}_{key}": value for key, value in self.settings.items()}}
+
     def method(self) -> Any:
         return self.method_class(**self.settings)
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from hf_sharpness.methods import Method, Step, hyperparameter
+from hf_sharpness.methods import Method, Step, hyperparameter, is_number
 from hf_sharpness.vectors import add_, clone, scale_
 
 
@@ -29,19 +29,19 @@ class FriendlySAM(Method):
         0.05,
         help="Length of the ascent step.",
         require="must be a number >= 0",
-        valid=lambda v: v >= 0,
+        valid=lambda v: is_number(v) and v >= 0,
     )
     sigma: float = hyperparameter(
         1.0,
         help="How much of the averaged gradient the ascent leaves out.",
         require="must be a number",
-        valid=lambda v: abs(v) < float("inf"),
+        valid=is_number,
     )
     decay: float = hyperparameter(
         0.9,
         help="The part of the average that a step keeps (the paper's lambda).",
         require="must be a number with 0 <= decay < 1",
-        valid=lambda v: 0 <= v < 1,
+        valid=lambda v: is_number(v) and 0 <= v < 1,
     )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from hf_sharpness.methods import Method, Step, hyperparameter
+from hf_sharpness.methods import Method, Step, hyperparameter, is_number
 from hf_sharpness.vectors import add_, reciprocal, scale_
 
 
@@ -28,19 +28,19 @@ class GSAM(Method):
         0.05,
         help="Length of the ascent step where the learning rate is highest.",
         require="must be a number >= 0",
-        valid=lambda v: v >= 0,
+        valid=lambda v: is_number(v) and v >= 0,
     )
     rho_min: float = hyperparameter(
         0.0,
         help="Its length where the learning rate is 0.",
         require="must be a number >= 0",
-        valid=lambda v: v >= 0,
+        valid=lambda v: is_number(v) and v >= 0,
     )
     alpha: float = hyperparameter(
         0.4,
         help="Weight of the part of the gradient that is orthogonal to the perturbed one.",
         require="must be a number >= 0",
-        valid=lambda v: v >= 0,
+        valid=lambda v: is_number(v) and v >= 0,
     )
 
     @property

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import ClassVar
 
-from hf_sharpness.methods import Method, Step, hyperparameter
+from hf_sharpness.methods import Method, Step, hyperparameter, is_number
 from hf_sharpness.vectors import reciprocal
 
 
@@ -26,19 +26,19 @@ class LESAM(Method):
         0.1,
         help="By how much the linearised loss may rise (in the units of the loss).",
         require="must be a number >= 0",
-        valid=lambda v: v >= 0,
+        valid=lambda v: is_number(v) and v >= 0,
     )
     rho_max: float = hyperparameter(
         0.2,
         help="The longest ascent step: where the gradient is small, the budget would allow any.",
         require="must be a number >= 0",
-        valid=lambda v: v >= 0,
+        valid=lambda v: is_number(v) and v >= 0,
     )
     anneal_from: float = hyperparameter(
         0.8,
         help="The part of the training (0 to 1) from where the budget falls to 0.",
         require="must be a number with 0 <= anneal_from < 1",
-        valid=lambda v: 0 <= v < 1,
+        valid=lambda v: is_number(v) and 0 <= v < 1,
     )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from hf_sharpness.methods import Method, Step, hyperparameter
+from hf_sharpness.methods import Method, Step, hyperparameter, is_count, is_number
 from hf_sharpness.vectors import add_, reciprocal, scale_
 
 
@@ -28,19 +28,19 @@ class LookSAM(Method):
         0.05,
         help="Length of the ascent step.",
         require="must be a number >= 0",
-        valid=lambda v: v >= 0,
+        valid=lambda v: is_number(v) and v >= 0,
     )
     k: int = hyperparameter(
         5,
         help="A second pass is made in every k-th step.",
         require="must be a whole number >= 1",
-        valid=lambda v: isinstance(v, int) and v >= 1,
+        valid=is_count,
     )
     alpha: float = hyperparameter(
         0.7,
         help="Size of the kept direction over that of the gradient.",
         require="must be a number >= 0",
-        valid=lambda v: v >= 0,
+        valid=lambda v: is_number(v) and v >= 0,
     )
 
     def replays_of(self, step: Step) -> int:
