@@ -12,8 +12,13 @@ from typing import Any
 
 import pytest
 
+# What the tests and their child processes leave in the temporary directory (torch does, where a process is killed) goes
+# with the session; pytest keeps its own folders, `tmp_path`, where they have always been.
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+_TEMPORARY = tempfile.TemporaryDirectory(prefix="hf-sharpness-tests-", ignore_cleanup_errors=True)
+os.environ["TMPDIR"] = tempfile.tempdir = _TEMPORARY.name
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")
+os.environ["HF_HOME"] = str(Path(_TEMPORARY.name, "hf-home"))
 
 import torch
 from models import Batch, accumulate, collate
@@ -22,6 +27,10 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 
 torch.set_num_threads(1)
+
+
+def pytest_unconfigure() -> None:
+    _TEMPORARY.cleanup()
 
 
 def plain_loop(
