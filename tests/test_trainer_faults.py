@@ -10,6 +10,8 @@ from models import Net, Saboteur, classification
 from reference import BASES, Spec, by_name, flat
 from transformers import TrainerCallback
 
+import hf_sharpness
+
 METHODS = by_name("sam", "asam-k2", "wsam-coupled", "wsam-decoupled", "wsam-coupled-k3", "xsam", "xsam-k3")
 METHODS.append(Spec("micro-batch", "wsam", {"rho": 0.2, "mode": "decoupled", "scope": "micro_batch"}))
 every_method = pytest.mark.parametrize("spec", METHODS, ids=str)
@@ -194,8 +196,6 @@ def test_save_in_a_signal_handler(spec: Spec, train: Any, tmp_path: Any) -> None
             super().__init__(*args, **kwargs)
             holder["trainer"] = self
 
-    import hf_sharpness
-
     holding = type("HoldingTrainer", (Holding, hf_sharpness.Trainer), {})
     arguments = spec.arguments() | BASES[1].arguments() | {"num_train_epochs": 1}
     run = train(Net(lambda: Saboteur(save)), items, trainer_class=holding, callbacks=[Starter()], **arguments)
@@ -203,3 +203,26 @@ def test_save_in_a_signal_handler(spec: Spec, train: Any, tmp_path: Any) -> None
     names = [name for name, _ in run.model.named_parameters()]
     assert torch.equal(torch.cat([weights[name].flatten() for name in names]), holder["start"])
     assert torch.equal(run.weights[-1], train(Net(), items, **arguments).weights[-1])
+
+
+def test_a_loss_that_drops_the_gradients_is_named(train: Any) -> None:
+    """Coupled WSAM adds the pass at w + delta to the first gradient, which `zero_grad` in compute_loss takes away."""
+
+    class Dropping(hf_sharpness.Trainer):
+        def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+            model.zero_grad()
+            return super().compute_loss(model, *args, **kwargs)
+
+    model = Net()
+    run = train(
+        model,
+        classification(32, torch.float32),
+        trainer_class=Dropping,
+        catch=RuntimeError,
+        optim="wsam",
+        sam_rho=0.1,
+        max_steps=2,
+    )
+    assert "compute_loss" in str(run.error)
+    assert "zero_grad" in str(run.error)
+    assert torch.equal(flat(run.model), flat(model))

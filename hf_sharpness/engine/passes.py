@@ -147,8 +147,9 @@ class Passes(Climbs):
             now = parameter.grad
             if now is None or vectors.local([now])[0].data_ptr() != earlier.data_ptr():
                 raise RuntimeError(
-                    "the closure replaced the gradients it was to add to: it must not call zero_grad() (do so after "
-                    "optimizer.step())"
+                    "the gradients that a pass was to add to were replaced in it: the closure, or a Trainer's "
+                    "compute_loss or training_step, must not call zero_grad() (do so after optimizer.step(), as the "
+                    "Trainer does)"
                 )
 
     def probe(self, terms: list[tuple[float, Vector]]) -> Tensor:
