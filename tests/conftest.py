@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
@@ -15,10 +16,9 @@ import pytest
 # What the tests and their child processes leave in the temporary directory (torch does, where a process is killed) goes
 # with the session; pytest keeps its own folders, `tmp_path`, where they have always been.
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
-_TEMPORARY = tempfile.TemporaryDirectory(prefix="hf-sharpness-tests-", ignore_cleanup_errors=True)
-os.environ["TMPDIR"] = tempfile.tempdir = _TEMPORARY.name
+os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="hf-sharpness-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HOME"] = str(Path(_TEMPORARY.name, "hf-home"))
+os.environ["HF_HOME"] = os.path.join(os.environ["TMPDIR"], "hf-home")
 
 import torch
 from models import Batch, accumulate, collate
@@ -26,11 +26,12 @@ from reference import flat
 from torch import nn
 from torch.utils.data import SequentialSampler
 
+tempfile.tempdir = os.environ["TMPDIR"]
 torch.set_num_threads(1)
 
 
 def pytest_unconfigure() -> None:
-    _TEMPORARY.cleanup()
+    shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
 
 def plain_loop(
