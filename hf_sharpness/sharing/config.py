@@ -2,7 +2,7 @@
 
 A model saved here comes with ``sharpness_config.json``: the sharpness arguments as they were given (not as a method
 resolves them: a default that depends on another argument stays so), all of the chosen method's written out, so that a
-later change of a default does not change what the file means. An optimizer handed to the Trainer as an object is not
+later change of a default does not change what the file means; what they amount to stands beside them. An optimizer handed to the Trainer as an object is not
 part of it.
 
 Whoever wrote such a file need not be trusted: it can set the sharpness arguments and nothing else.
@@ -17,7 +17,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from huggingface_hub import CommitInfo, HfApi
 from packaging.version import InvalidVersion, Version
@@ -25,6 +25,7 @@ from packaging.version import InvalidVersion, Version
 from .. import __version__
 from ..engine.optimizers import is_adaptive
 from ..methods import METHODS, hyperparameters, registry
+from .arguments import Arguments
 from .fetch import MAX_BYTES, fetch, read
 from .values import described, fits, nearest, short
 
@@ -34,35 +35,10 @@ FORMAT_VERSION = 1
 
 _ABOUT = ("format_version", "hf_sharpness_version", "paper", "package")
 
+_EFFECTIVE = "effective"
+"""For whoever looks at the file: what arguments left to the method (`auto`, null) amount to. Reading skips it."""
+
 log = logging.getLogger(__name__)
-
-
-class Arguments(Protocol):
-    """Training arguments that a config is made from, and made into."""
-
-    optim: Any
-    base_optim: Any
-    sharpness_config: str | None
-
-    @property
-    def uses_sharpness(self) -> bool: ...
-
-    def check_sharpness(self) -> None: ...
-
-    def shared_values(self) -> dict[str, Any]:
-        """What a config says of them."""
-
-    @classmethod
-    def shared_types(cls) -> dict[str, Any]:
-        """What a config can set: name and type."""
-
-    @staticmethod
-    def optimizer_names() -> list[str]:
-        """What ``optim`` can be."""
-
-    @staticmethod
-    def argument_defaults(optim: Any) -> dict[str, Any]:
-        """The default of every argument, with such a method."""
 
 
 def config_text(arguments: Arguments) -> str:
@@ -78,6 +54,14 @@ def config_text(arguments: Arguments) -> str:
         about["paper"] = method.paper or None
         if package := registry.package_of(method.name):
             about["package"] = package
+        given = arguments.method()
+        meant = given.resolved(is_adaptive(arguments.base_optim))
+        names = {argument: h.name for argument, h in registry.arguments_of(method).items()}
+        resolved = {
+            a: getattr(meant, name) for a, name in names.items() if getattr(meant, name) != getattr(given, name)
+        }
+        if resolved:
+            about[_EFFECTIVE] = resolved
     return json.dumps({**about, **arguments.shared_values()}, indent=2, allow_nan=False) + "\n"
 
 
@@ -249,6 +233,7 @@ def parse_config(kind: type[Arguments], content: bytes, origin: str) -> dict[str
     if not isinstance(config, dict):
         refuse(f"a sharpness config is a mapping of arguments, not {short(config)}")
 
+    config.pop(_EFFECTIVE, None)
     version = config.get("format_version")
     if type(version) is not int or version < 1:
         refuse(f'format_version={short(version)} is not valid: a config says "format_version": {FORMAT_VERSION}')

@@ -92,7 +92,7 @@ def fetch(
         )
     except Exception as error:  # also whatever the client's transport raises
         problem = _explained(error, filename, revision)
-        raise OSError(f"{name}: no local file or folder, and the repo {repo_id} on the Hub {problem}") from error
+        raise OSError(f"{name}: no local file or folder, and the repo {repo_id} on the Hub {problem}") from None
     return Path(downloaded), origin
 
 

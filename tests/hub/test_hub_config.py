@@ -71,6 +71,33 @@ def test_what_is_written(folder: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "effective"),
+    [
+        ({"optim": "wsam"}, {"wsam_mode": "coupled", "wsam_gamma": 0.6}),
+        ({"optim": "wsam", "base_optim": "sgd"}, {"wsam_mode": "decoupled", "wsam_gamma": 0.9}),
+        ({"optim": "wsam", "wsam_gamma": 0.3}, {"wsam_mode": "coupled"}),
+        ({"optim": "wsam", "wsam_mode": "decoupled", "wsam_gamma": 0.3}, None),
+        ({"optim": "sam"}, None),
+        ({"optim": "sgd"}, None),
+    ],
+)
+def test_what_the_arguments_amount_to_stands_beside_them(
+    arguments: dict[str, Any], effective: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    written = json.loads(SharpnessArguments(**arguments).save_pretrained(tmp_path).read_text())
+    assert written.get("effective") == effective
+    read = SharpnessArguments.from_pretrained(tmp_path)
+    assert read.method() == SharpnessArguments(**arguments).method()
+
+
+@pytest.mark.parametrize("comment", [{"sam_rho": 9.0, "hub_token": "x"}, "wsam", None, [[1e5]]])
+def test_what_they_amount_to_is_not_read(comment: Any, tmp_path: Path) -> None:
+    path = tmp_path / "sharpness_config.json"
+    path.write_text(json.dumps({"format_version": 1, "optim": "sam", "effective": comment}))
+    assert SharpnessArguments.from_pretrained(path).method() == SharpnessArguments(optim="sam").method()
+
+
+@pytest.mark.parametrize(
     ("optim", "keys"),
     [
         ("adamw_torch", []),

@@ -107,7 +107,7 @@ def test_a_damaged_config_sets_what_it_may_or_nothing(effort: settings) -> None:
     @effort
     @given(likely, st.sampled_from(PRIVATE) | st.text(), anything)
     def check(config: dict[str, Any], key: str, value: Any) -> None:
-        if key in SHARED or key in ("format_version", "hf_sharpness_version", "paper", "package"):
+        if key in SHARED or key in ("format_version", "hf_sharpness_version", "paper", "package", "effective"):
             return
         with pytest.raises(ValueError, match=r"^the file: "):
             parse_config(SharpnessArguments, json.dumps(config | {key: value}).encode(), "the file")
