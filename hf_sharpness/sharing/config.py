@@ -2,8 +2,8 @@
 
 A model saved here comes with ``sharpness_config.json``: the sharpness arguments as they were given (not as a method
 resolves them: a default that depends on another argument stays so), all of the chosen method's written out, so that a
-later change of a default does not change what the file means; what they amount to stands beside them. An optimizer handed to the Trainer as an object is not
-part of it.
+later change of a default does not change what the file means; what they amount to stands beside them. An optimizer
+handed to the Trainer as an object is not part of it.
 
 Whoever wrote such a file need not be trusted: it can set the sharpness arguments and nothing else.
 """
