@@ -20,6 +20,7 @@ from .engine.deepspeed.config import check_config, read_config
 from .engine.optimizers import is_adaptive
 from .methods import METHODS, Method, Options, hyperparameters, registry
 from .methods.options import PREFIX
+from .other_trainers import look_out
 from .sharing import config
 
 
@@ -241,6 +242,12 @@ class _SharpnessArguments(ArgumentFields):
             OSError: the Hub cannot be reached, or refuses.
         """
         return config.push(self, repo_id, **options)
+
+    def get_process_log_level(self) -> int:
+        """transformers' own, which every Trainer calls as it is made: the moment to look out for the wrong ones."""
+        if self.uses_sharpness:
+            look_out(self.optim)
+        return super().get_process_log_level()
 
     def set_optimizer(self, name: str | OptimizerNames = "adamw_torch", *args: Any, **kwargs: Any) -> Any:
         """transformers' ``set_optimizer``, which also takes sharpness-aware methods (``base_optim`` takes the step)."""

@@ -24,12 +24,14 @@ from .engine import Engine
 from .engine.deepspeed.step import DeferredStep
 from .engine.deepspeed.weights import USED_BEFORE, ZeroWeights, weights_of
 from .engine.parallel import gradients_unreduced
+from .other_trainers import MethodCheck
 from .sharing import config
 from .training import card, kept
 from .training.averages import Averages
 from .training.callback import SharpnessCallback, at_epoch_boundary
 from .training.outermost import unwrapped, wrap_outermost
 from .training.steps import Steps
+from .training.unused import warn_of_unused
 
 _STOCK_TRAINER = transformers.Trainer  # `hf-sharpness run` puts ours in its place
 
@@ -97,6 +99,8 @@ class _SharpnessTrainer(_Base):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' own. However it ends, the weights are not left perturbed."""
         self.remove_callback(SharpnessCallback)
+        self.remove_callback(MethodCheck)
+        warn_of_unused(self.args)
         self._resumed_from = None
         if self.uses_sharpness:
             callback = SharpnessCallback()

@@ -15,7 +15,7 @@ LAYERS = [
     {"methods"},
     {"engine"},
     {"loop", "sharing"},
-    {"late_fields", "argument_fields", "arguments"},
+    {"other_trainers", "late_fields", "argument_fields", "arguments"},
     {"training"},
     {"trainer"},
     {"run", "patching", "tasks", "integrations"},

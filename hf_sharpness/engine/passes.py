@@ -175,6 +175,7 @@ class Passes(Climbs):
     def _pass(self, reduce: bool) -> Tensor:
         """One more pass over all micro-batches, with the buffers and the random numbers of the first."""
         self.buffers_before.restore()
+        self.course.progress.pass_made(len(self.micro_batches))
         losses = []
         for index, (closure, random_state) in enumerate(self.micro_batches):
             random_state.restore()

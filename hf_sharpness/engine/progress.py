@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, optim
 
 
@@ -13,6 +14,8 @@ class Progress:
 
     Attributes:
         steps_made: those made so far; a resumed training counts on.
+        repeated: forward and backward passes over a micro-batch, beyond its first.
+        probed: forward passes over a micro-batch.
 
     Raises:
         ValueError: ``total_steps`` is no number of steps.
@@ -26,6 +29,15 @@ class Progress:
             )
         self.total_steps = total_steps
         self.steps_made = 0
+        self.repeated = 0
+        self.probed = 0
+
+    def pass_made(self, micro_batches: int) -> None:
+        """Count a further pass over so many micro-batches."""
+        if torch.is_grad_enabled():
+            self.repeated += micro_batches
+        else:
+            self.probed += micro_batches
 
     def fraction(self) -> float:
         """The part of the training that lies behind, from 0 to 1."""

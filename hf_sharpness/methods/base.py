@@ -75,6 +75,14 @@ class Method:
         return {}
 
     @property
+    def described(self) -> str:
+        """The hyper-parameters in words: the first one, and those that are not at their default."""
+        fields = dataclasses.fields(self)
+        shown = [f.name for f in fields if f is fields[0] or getattr(self, f.name) != f.default]
+        values = {name: getattr(self, name) for name in shown}
+        return ", ".join(name if value is True else f"{name} {value}" for name, value in values.items())
+
+    @property
     def is_plain(self) -> bool:
         """Whether the update is the base optimizer's own, so that no further pass is needed."""
         return False

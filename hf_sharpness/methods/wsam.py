@@ -81,6 +81,11 @@ class WSAM(SAM):
         return dataclasses.replace(self, mode=mode, gamma=DEFAULT_GAMMA[mode] if self.gamma is None else self.gamma)
 
     @property
+    def described(self) -> str:
+        others = dataclasses.replace(self, mode="auto", gamma=None)
+        return f"{super(WSAM, others).described}, gamma {self.gamma} {self.mode}"
+
+    @property
     def is_plain(self) -> bool:
         return self.gamma is not None and self.gamma < NEGLIGIBLE_GAMMA
 

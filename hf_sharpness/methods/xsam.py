@@ -92,6 +92,13 @@ class XSAM(SAM):
         self.steps_taken = 0
         self.epoch_begins = False
 
+    @property
+    def described(self) -> str:
+        others = dataclasses.replace(self, alpha=None, refresh="epoch")
+        every = "epoch" if self.refresh == "epoch" else f"{self.refresh} steps"
+        alpha = f"searched every {every}" if self.alpha is None else f"{self.alpha}"
+        return f"{super(XSAM, others).described}, alpha {alpha}"
+
     def start_epoch(self) -> None:
         self.epoch_begins = True
 

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from ..engine import Engine
+from .watch import Watch
 
 
 class Listener(Protocol):
@@ -36,11 +37,14 @@ class SharpnessCallback(TrainerCallback, ExportableState):
         self.method_state: dict[str, Any] = {}
         self.began_on_grid = False
         self._trainer: weakref.ref[Listener] | None = None
+        self._watch: Watch | None = None
 
     def attach(self, trainer: Listener) -> None:
         """Tell this trainer (held weakly) what happens."""
         self._trainer = weakref.ref(trainer)
         _trainers.add(trainer)
+        if trainer._engine is not None:  # attached in the first step
+            self._watch = Watch(trainer, trainer._engine)
 
     def state(self) -> dict[str, Any]:
         """For trainer_state.json."""
@@ -54,6 +58,9 @@ class SharpnessCallback(TrainerCallback, ExportableState):
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         if self._trainer is not None:
             self.began_on_grid = self._trainer()._start_sharpness()
+            self._watch, is_first = Watch(self._trainer(), self._trainer()._engine), self._watch is None
+            if is_first:  # auto_find_batch_size begins anew
+                self._watch.begin(state)
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._trainer is not None:
@@ -62,6 +69,30 @@ class SharpnessCallback(TrainerCallback, ExportableState):
     def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._trainer is not None:
             self.method_state = self._trainer()._on_optimizer_step()
+        if self._watch is not None:
+            self._watch.step()
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._watch is not None:
+            self._watch.before_step(state)
+
+    def on_substep_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._watch is not None:
+            self._watch.micro_batch()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._watch is not None:
+            self._watch.micro_batch()
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float], **kwargs: Any
+    ) -> None:
+        if self._watch is not None:
+            self._watch.log(state, logs)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._watch is not None:
+            self._watch.end(state)
 
 
 _trainers: weakref.WeakSet[Any] = weakref.WeakSet()

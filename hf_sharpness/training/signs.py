@@ -1,0 +1,230 @@
+"""Signs that a method's hyper-parameters do not fit, told while the training still runs.
+
+Each is one warning that names the argument and the remedy. The thresholds are coarse on purpose: a training that goes
+well, however noisy, must pass in silence.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..methods import Method
+from ..methods.wsam import DEFAULT_GAMMA
+from .names import argument_of
+
+LONG = 10
+"""How many logs in a row are long."""
+FEW = 5
+"""How many logs make a mean."""
+SEARCHES = 3
+"""How many searches of alpha, or rises of the evaluation loss, in a row are no chance."""
+
+
+class Signs:
+    """Collects what a training logs, and looks for the signs.
+
+    Args:
+        method: the method at work.
+        model: the model, for the number of classes that its config may tell.
+        args: the training arguments.
+    """
+
+    def __init__(self, method: Method, model: Any, args: Any) -> None:
+        self.method = method
+        self.args = args
+        self.classes = _classes(model)
+        self.losses: list[float] = []
+        self.sharpness: list[float] = []
+        self.ratios: list[float] = []
+        self.late: list[float] = []
+        self.since_evaluation: list[float] = []
+        self.evaluations: list[tuple[float, float]] = []
+        self.alphas: list[float] = []
+        self.searching = False
+        self.not_finite: Tensor | None = None
+        self.steps_not_finite = 0
+        self.epoch = 0.0
+        self.found: set[Callable[[Signs], str | None]] = set()
+
+    def before_step(self) -> None:
+        """Take note whether the coming step searches for alpha."""
+        self.searching = getattr(self.method, "search_due", False)
+
+    def step(self, metrics: dict[str, Tensor | float]) -> None:
+        """Take in what a step measured; no synchronisation with an accelerator."""
+        if self.searching and self.method.found_alpha is not None:
+            self.alphas.append(self.method.found_alpha)
+        losses = [value for name in ("loss", "perturbed_loss") if isinstance(value := metrics.get(name), Tensor)]
+        if losses:
+            bad = ~torch.stack(losses).isfinite().all()
+            self.not_finite = bad.long() if self.not_finite is None else self.not_finite + bad
+
+    def log(self, logs: dict[str, float], epoch: float, is_main: bool) -> None:
+        """Take in a log, and look for signs."""
+        if self.not_finite is not None:
+            self.steps_not_finite, self.not_finite = self.steps_not_finite + int(self.not_finite), None
+        if "eval_loss" in logs:
+            if self.since_evaluation:
+                self.evaluations.append((_mean(self.since_evaluation), logs["eval_loss"]))
+            self.since_evaluation = []
+        elif "loss" in logs and "learning_rate" in logs:
+            self._add(float(logs["loss"]), logs, epoch)
+        self.epoch = epoch
+        for sign in SIGNS:
+            if sign not in self.found and (problem := sign(self)) is not None:
+                self.found.add(sign)
+                if is_main:
+                    warnings.warn(problem, stacklevel=2)
+
+    def _add(self, loss: float, logs: dict[str, float], epoch: float) -> None:
+        self.losses.append(loss)
+        self.since_evaluation.append(loss)
+        self.sharpness.append(logs.get("sharpness", 0.0))
+        if "wsam_step_ratio" in logs:
+            self.ratios.append(logs["wsam_step_ratio"])
+        if epoch > (0.5 if self.args.num_train_epochs <= 1 else 1):
+            self.late.append(loss)
+
+    def named(self, field: str) -> str:
+        """A hyper-parameter as an argument with its value."""
+        return f"{argument_of(self.method.name, field)}={getattr(self.method, field)!r}"
+
+    @property
+    def default_rho(self) -> float:
+        """What rho is by default; ASAM's is ten times SAM's."""
+        return type(self.method).rho * (10 if self.method.adaptive else 1)
+
+
+def rho_too_large(seen: Signs) -> str | None:
+    """The step up the slope costs more than the training can win; or it ends below, far from where the slope was."""
+    pairs = list(zip(seen.losses, seen.sharpness, strict=True))[-LONG:]
+    first = seen.losses[0] if seen.losses else 0.0
+    if len(pairs) < LONG or not all(s > max(loss, first) or s < -0.1 * first for loss, s in pairs):
+        return None
+    loss, sharpness = pairs[-1]
+    return (
+        f"{seen.named('rho')} is too large: for {LONG} logs the sharpness has been above the loss and what it was at "
+        f"first, or far below zero (now sharpness {sharpness:.3g}, loss {loss:.3g}, at first {first:.3g}). Make it "
+        "smaller, by a factor of 5 or so"
+    )
+
+
+def does_nothing(seen: Signs) -> str | None:
+    """Decoupled WSAM whose term is lost beside the base optimizer's step."""
+    last = seen.ratios[-LONG:]
+    if len(last) < LONG or max(last) >= 0.01:
+        return None
+    return (
+        f"{seen.named('mode')} does next to nothing here: wsam_step_ratio, the size of its step over the base "
+        f"optimizer's, has been below 1 % for {LONG} logs (now {last[-1]:.2g}). Use wsam_mode='coupled'"
+    )
+
+
+def gamma_too_close_to_1(seen: Signs) -> str | None:
+    """Coupled WSAM that climbs the loss: the coefficient of g is far below zero, and the loss rises."""
+    gamma = getattr(seen.method, "gamma", None)
+    if gamma is None or seen.method.mode != "coupled" or len(seen.losses) < 2 * FEW:
+        return None
+    coefficient = (1 - 2 * gamma) / (1 - gamma)
+    means = [_mean(seen.losses[end - FEW : end]) for end in range(FEW, len(seen.losses) + 1)]
+    lowest = min(seen.losses[0], *means)
+    if coefficient > -2 or not means[-1] > 1.2 * lowest:
+        return None
+    return (
+        f"{seen.named('gamma')} is too close to 1 for the coupled mode: the gradient at the weights counts "
+        f"{coefficient:.2g} times, and the loss rises (from {lowest:.3g} to {means[-1]:.3g}). Use "
+        f"{argument_of(seen.method.name, 'gamma')}={DEFAULT_GAMMA['coupled']} or less"
+    )
+
+
+def too_small(seen: Signs) -> str | None:
+    """Overfitting under a rho or gamma far below its default."""
+    last = seen.evaluations[-SEARCHES - 1 :]
+    falls_and_rises = all(b[0] < a[0] and b[1] > a[1] for a, b in itertools.pairwise(last))
+    if len(last) <= SEARCHES or not falls_and_rises:
+        return None
+    usual = {"rho": seen.default_rho}
+    if getattr(seen.method, "gamma", None) is not None:
+        usual["gamma"] = DEFAULT_GAMMA[seen.method.mode]
+    small = [field for field, value in usual.items() if getattr(seen.method, field) < value / 2]
+    if not small:
+        return None
+    remedy = " and ".join(f"{argument_of(seen.method.name, field)}={usual[field]}" for field in small)
+    return (
+        f"{' and '.join(map(seen.named, small))} too small to regularise: the training loss falls while the evaluation "
+        f"loss has risen {SEARCHES} times in a row (now {last[-1][1]:.3g}). Try {remedy}"
+    )
+
+
+def alpha_at_the_end(seen: Signs) -> str | None:
+    """XSAM's search that would go on beyond its grid."""
+    last = seen.alphas[-SEARCHES:]
+    if len(last) < SEARCHES:
+        return None
+    highest = seen.method.alpha_max
+    if all(alpha >= highest * (1 - 1e-6) for alpha in last):
+        return (
+            f"alpha was found at the upper end of its grid in {SEARCHES} searches in a row: the highest loss lies "
+            f"beyond {seen.named('alpha_max')}. Raise it, or lower {argument_of(seen.method.name, 'rho_max')}"
+        )
+    if all(alpha <= highest * 1e-6 for alpha in last):
+        return (
+            f"alpha was found at the lower end of its grid, 0, in {SEARCHES} searches in a row: the gradient after the "
+            f"ascent adds nothing. Lower {argument_of(seen.method.name, 'rho_max')}, or use optim='sam'"
+        )
+    return None
+
+
+def loss_not_finite(seen: Signs) -> str | None:
+    """A loss that is NaN or infinite, before the ascent or after it; three steps under fp16 may be its scaler's."""
+    if seen.steps_not_finite <= (SEARCHES if seen.args.fp16 else 0):
+        return None
+    return (
+        f"the loss was not finite in {seen.steps_not_finite} steps so far, at the weights or after the ascent: halve "
+        f"{seen.named('rho')} or learning_rate={seen.args.learning_rate!r}"
+    )
+
+
+def no_better_than_guessing(seen: Signs) -> str | None:
+    """A classifier that has learned nothing in the first epoch (in half of the only one)."""
+    if seen.classes is None or len(seen.late) != FEW:
+        return None
+    loss, guessing = _mean(seen.late), math.log(seen.classes)
+    if not loss >= guessing:
+        return None
+    return (
+        f"the training loss ({loss:.3g}) is still that of guessing among {seen.classes} classes "
+        f"({guessing:.3g}) or more: {seen.named('rho')} or learning_rate={seen.args.learning_rate!r} is too large. "
+        "Make it smaller, by a factor of 5 or so"
+    )
+
+
+SIGNS: tuple[Callable[[Signs], str | None], ...] = (
+    rho_too_large,
+    does_nothing,
+    gamma_too_close_to_1,
+    too_small,
+    alpha_at_the_end,
+    loss_not_finite,
+    no_better_than_guessing,
+)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _classes(model: Any) -> int | None:
+    """The number of classes of a model that chooses one; None for any other."""
+    config = getattr(model, "config", None)
+    classes = getattr(config, "num_labels", None)
+    single = getattr(config, "problem_type", None) in (None, "single_label_classification")
+    is_classifier = any("Classification" in cls.__name__ for cls in type(model).__mro__)
+    return classes if is_classifier and single and isinstance(classes, int) and classes > 1 else None

@@ -1,0 +1,84 @@
+"""Two lines for the user: what a training runs, at its start, and what its steps were, at its end."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from transformers import TrainerState
+
+from ..engine import Engine
+from ..methods import Method
+from .averages import Averages
+from .notices import say
+
+
+class Summary:
+    """Counts a training's steps and passes.
+
+    Args:
+        trainer: the Trainer.
+        engine: its engine, at the start of the training.
+    """
+
+    def __init__(self, trainer: Any, engine: Engine) -> None:
+        self.trainer = trainer
+        self.engine = engine
+        self.base = _base(trainer, engine)
+        self.micro_batches = self.steps = self.sharp = self.skipped = 0
+        self.sharpness = Averages(("sharpness",))
+        self.measured = engine.metrics
+
+    def start(self) -> str:
+        """What runs: ``WSAM: rho 0.05, gamma 0.6 coupled, on adamw_torch; 2 passes a step``."""
+        method, scope = self.engine.method, self.trainer.args.sam_scope
+        scoped = "" if scope == "global" else f", scope {scope}"
+        return f"{method.name.upper()}: {method.described}{scoped}, on {self.base}; {_cost(method)}"
+
+    def micro_batch(self) -> None:
+        """The loop has gone through another micro-batch."""
+        self.micro_batches += 1
+
+    def step(self) -> None:
+        """An optimizer step was made, or skipped by a loss scaler."""
+        self.steps += 1
+        self.skipped += bool(getattr(self.trainer.accelerator, "optimizer_step_was_skipped", False))
+        metrics, before, self.measured = self.engine.metrics, self.measured, self.engine.metrics
+        if metrics is not before and "perturbed_loss" in metrics:
+            self.sharp += 1
+            self.sharpness.add(metrics)
+
+    def end(self, state: TrainerState) -> None:
+        """Say what happened. All ranks call it."""
+        means = self.sharpness.take(self.trainer._sum_over_ranks, self.trainer.args.device)
+        if not self.steps or not state.is_world_process_zero:
+            return
+        progress = self.engine.course.progress
+        passes = f"{self.micro_batches + progress.repeated} forward and backward passes"
+        if progress.probed:
+            passes += f" and {progress.probed} forward passes"
+        say(
+            f"{self.engine.method.name.upper()}: {self.sharp} of {self.steps} optimizer steps were sharpness-aware"
+            + (f", {self.skipped} were skipped by the loss scaler" if self.skipped else "")
+            + (f"; mean sharpness {means['sharpness']:.4g}" if means else "")
+            + f"; {passes}, where {self.base} alone makes {self.micro_batches}"
+        )
+
+
+def _cost(method: Method) -> str:
+    if method.is_plain:
+        return "1 pass a step: the base optimizer's own"
+    if method.decides_replays:
+        return "1 pass a step, and further ones as each step decides"
+    return f"{1 + method.replays} passes a step"
+
+
+def _base(trainer: Any, engine: Engine) -> str:
+    """The base optimizer as the arguments call it; by its class where the user handed the Trainer another."""
+    args = trainer.args
+    if not trainer.is_deepspeed_enabled and trainer.optimizer_cls_and_kwargs is None:
+        with contextlib.suppress(ImportError, ValueError):
+            if type(engine.optimizer) is not trainer.get_optimizer_cls_and_kwargs(args, trainer.model)[0]:
+                return type(engine.optimizer).__name__
+        return args.base_optim
+    return args.base_optim if trainer.is_deepspeed_enabled else type(engine.optimizer).__name__
