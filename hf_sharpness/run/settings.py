@@ -60,7 +60,7 @@ def _override(arguments: Any, settings: dict[str, str]) -> None:
         before = _program_s(arguments, name)
         setattr(arguments, name, value)
         changes.append(f"{name}={value!r}" + ("" if before in (None, value) else f" in place of {before!r}"))
-    if values.get("optim") in METHODS and own not in (None, *METHODS) and "base_optim" not in values:
+    if values.get("optim") in METHODS and own not in METHODS and "base_optim" not in values:
         arguments.base_optim = own
         changes.append(f"base_optim={own!r} (the program's optim)")
     said = "hf-sharpness run --set: " + ", ".join(changes)
