@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from installed import install
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -65,7 +66,9 @@ def furnish(folder: Path) -> None:
     (folder / "train.py").write_text(
         SCRIPT.replace("from transformers import HfArgumentParser, Trainer, TrainingArguments", ours)
     )
-    os.symlink(Path(__file__).resolve().parents[2] / "docs", folder / "docs")
+    root = Path(__file__).resolve().parents[2]
+    os.symlink(root / "docs", folder / "docs")
+    install(root / "examples" / "methods" / "gsam", folder / "site")
     _vit(folder / "google/vit-base-patch16-224-in21k")
     _bert(folder / "google-bert/bert-base-uncased")
     _causal(folder / "Qwen/Qwen3-0.6B")

@@ -36,12 +36,12 @@ def blocks(page: Path, language: str) -> list[str]:
     return [code for kind, code in BLOCK.findall(page.read_text()) if kind == language]
 
 
-def run(command: list[str], folder: Path) -> None:
-    """Run a command as a user would in that folder, with the installed commands on the path."""
+def run(command: list[str], folder: Path, site: Path | None = None) -> None:
+    """Run a command as a user would in that folder, with the installed commands on the path, and a package in `site`."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(site or ROOT), os.environ.get("PYTHONPATH", "")]),
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(folder / "hf-home"),
         "OMP_NUM_THREADS": "1",
@@ -90,6 +90,11 @@ def test_the_snippets_of_a_page_run_one_after_the_other(
     run([sys.executable, script.name], furnished)
 
 
+def test_the_page_on_methods_shows_an_example_as_it_is() -> None:
+    shown = blocks(ROOT / "docs" / "your-own-method.md", "python")[0]
+    assert shown == (ROOT / "examples" / "methods" / "gsam" / "hf_sharpness_gsam.py").read_text()
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "processes", "cpu"),
     [("ddp", "MULTI_GPU", 8, False), ("fsdp2", "FSDP", 8, False), ("cpu2", "MULTI_GPU", 2, True)],
@@ -128,6 +133,6 @@ def test_a_command_of_the_documentation_runs(command: str, furnished: Path) -> N
         command += " --use_cpu"  # else transformers takes the ranks of DeepSpeed on a CPU for single processes
     for earlier in furnished.glob("**/rank-*"):
         earlier.unlink()
-    run(["bash", "-ec", command], furnished)
+    run(["bash", "-ec", command], furnished, site=furnished / "site")
     if command.startswith(TWO_PROCESSES):
         assert {path.name for path in furnished.glob("**/rank-*")} == {"rank-0-of-2", "rank-1-of-2"}
