@@ -37,7 +37,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def run(command: list[str], folder: Path, site: Path | None = None) -> None:
-    """Run a command as a user would in that folder, with the installed commands on the path, and a package in `site`."""
+    """Run a command as a user would in that folder, with the installed commands and the packages in `site`."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
