@@ -29,6 +29,7 @@ from .sharing import config
 from .training import card, kept
 from .training.averages import Averages
 from .training.callback import SharpnessCallback, at_epoch_boundary
+from .training.launch import warn_of_lone_processes
 from .training.outermost import unwrapped, wrap_outermost
 from .training.steps import Steps
 from .training.unused import warn_of_unused
@@ -98,6 +99,7 @@ class _SharpnessTrainer(_Base):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' own. However it ends, the weights are not left perturbed."""
+        warn_of_lone_processes(self.args)
         self.remove_callback(SharpnessCallback)
         self.remove_callback(MethodCheck)
         warn_of_unused(self.args)
