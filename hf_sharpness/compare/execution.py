@@ -14,15 +14,17 @@ from typing import Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution, IntDistribution
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, OptunaError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
 from .plan import FINAL, TUNING, Plan, Run
 
 HEARTBEAT, GRACE = 15, 60
 """Seconds between heartbeats, and without one until a run counts as dead."""
 _KEY, _RECORD, _PLAN = "run", "record", "plan"
+_ATTEMPTS = 5
 _OPEN = (TrialState.WAITING, TrialState.RUNNING)
 
 Make = Callable[[Run], tuple[dict[str, Any], float | None]]
@@ -47,23 +49,19 @@ class Execution:
     ) -> None:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        connect = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            self.storage = RDBStorage(
-                url,
-                engine_kwargs=connect,
-                heartbeat_interval=heartbeat,
-                grace_period=grace,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-            )
         self.heartbeat = heartbeat
-        self.study = optuna.create_study(
-            storage=self.storage,
-            study_name=name,
-            direction="maximize" if greater_is_better else "minimize",
-            load_if_exists=True,
-        )
+        direction = "maximize" if greater_is_better else "minimize"
+        for attempt in range(_ATTEMPTS):
+            try:
+                storage = _open(url, heartbeat, grace)
+                self.study = optuna.create_study(
+                    storage=storage, study_name=name, direction=direction, load_if_exists=True
+                )
+                return
+            except (SQLAlchemyError, OptunaError):  # processes that start together make the same tables
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                time.sleep(1.0)
 
     def stored_plan(self) -> Plan | None:
         """The plan with which the study was begun; None for a new one."""
@@ -186,6 +184,19 @@ class Execution:
     def running(self) -> list[FrozenTrial]:
         """The trials that some process is at, or was when it died."""
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def _open(url: str, heartbeat: int, grace: int) -> RDBStorage:
+    connect = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return RDBStorage(
+            url,
+            engine_kwargs=connect,
+            heartbeat_interval=heartbeat,
+            grace_period=grace,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+        )
 
 
 def _parameters(run: Run) -> dict[str, Any]:
