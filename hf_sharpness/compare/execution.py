@@ -17,6 +17,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning, OptunaError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
 from .plan import FINAL, TUNING, Plan, Run
@@ -190,13 +191,28 @@ def _open(url: str, heartbeat: int, grace: int) -> RDBStorage:
     connect = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return RDBStorage(
+        storage = RDBStorage(
             url,
             engine_kwargs=connect,
             heartbeat_interval=heartbeat,
             grace_period=grace,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
         )
+    if url.startswith("sqlite"):
+        # Optuna locks the row of a waiting trial before it takes it, and SQLite has no such lock: two processes would
+        # get the same one. They take turns when every transaction begins as a writing one (SQLAlchemy's recipe).
+        event.listen(storage.engine, "connect", _leave_transactions_to_us)
+        event.listen(storage.engine, "begin", _begin_writing)
+        storage.engine.dispose()
+    return storage
+
+
+def _leave_transactions_to_us(connection: Any, _: Any) -> None:
+    connection.isolation_level = None
+
+
+def _begin_writing(connection: Any) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _parameters(run: Run) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .budget import duration, expected_seconds, power_in_words
 from .errors import CompareError
 from .plan import Plan, final_seeds, protocol_deviations, tuning_seeds
 from .points import RATE_FACTOR, SHORTEST, sobol_points
-from .subject import Subject
+from .subject import NO_TEST, Subject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +79,8 @@ def make_plan(subject: Subject, options: Options) -> Plan:
     steps = own.length.value * (1 if own.length.argument == "max_steps" else scale.steps_per_epoch)
     more = [] if subject.averaging else ["no arm with averaged weights"]
     facts = subject.facts()
+    if NO_TEST in facts["judged on"]:
+        more.append(f"{NO_TEST}: judged on the data that it was tuned on")
 
     def build(trials: int, seeds: int, cut: Sequence[str] = ()) -> Plan:
         return Plan(

@@ -21,7 +21,7 @@ from .errors import CompareError
 from .packing import number
 from .plan import Length
 from .probe import TEST_PREFIXES, WISH
-from .subject import Own
+from .subject import NO_TEST, Own
 
 _QUIET = {
     "save_strategy": "no",
@@ -93,7 +93,7 @@ class ScriptSubject:
         test = _test_look(first, self.metric)
         judged = "the script's test split"
         if test is None:
-            judged = "the evaluation split it was tuned on: no separate test"
+            judged = f"the evaluation split that it was tuned on, {NO_TEST}"
         return {
             "judged on": judged,
             "splits": "those of the script",

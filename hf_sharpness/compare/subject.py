@@ -10,6 +10,8 @@ from .arms import Arm
 from .cost import Cost, Scale
 from .plan import Length
 
+NO_TEST = "no separate test"
+
 
 @dataclasses.dataclass(frozen=True)
 class Own:
