@@ -24,6 +24,10 @@ from torch import Tensor, nn
 
 from . import methods
 from .engine import Closure, Engine
+from .engine.usage import Usage
+
+SEARCH_EVERY = 100
+"""Optimizer steps between two searches of XSAM for its alpha, in a loop that does not say when its epochs begin."""
 
 
 class SharpnessAware:
@@ -66,6 +70,7 @@ class SharpnessAware:
             autocast_dtype=autocast_dtype,
             total_steps=total_steps,
         )
+        self._usage = Usage(self.engine, scale)
 
     @property
     def method(self) -> methods.Method:
@@ -87,21 +92,32 @@ class SharpnessAware:
         Args:
             closure: does forward and backward over the effective batch and returns the loss (a tensor). It is called
                 once more for every further pass, must not zero gradients, and may loop over micro-batches. Or a list of
-                such functions, one for each micro-batch, each scaled so that their sum is the batch's mean loss: needed
-                for ``scope="micro_batch"``, and gradients are then reduced over ranks in the last one only.
+                such functions, one for each micro-batch: their gradients add up, so each scales its loss so that the
+                sum is the batch's mean loss. A list is needed for ``scope="micro_batch"``, and gradients are then
+                reduced over ranks in the last one only.
 
         Returns:
             The clean loss L(w), detached (the sum over the closures).
 
+        A gradient that is in p.grad before is added to the method's at the end, be it of a ``loss.backward()`` or of an
+        earlier call before the same ``optimizer.step()``.
+
         Raises:
-            TypeError: a closure returned no tensor.
-            RuntimeError: a closure replaced the gradients that it was to add to (it called ``zero_grad``).
+            TypeError: a closure is no function, or returned no tensor.
+            RuntimeError: no closure ran ``loss.backward()``, or one dropped the gradients that it was to add to (it
+                called ``zero_grad``).
         """
-        closures = [closure] if callable(closure) else list(closure)
-        if not closures:
-            raise ValueError("closure=[] is not valid: give at least one function that does forward and backward")
+        closures = self._usage.begins(closure)
         self.engine.begin()
-        losses = [self.engine.record(c, last=i == len(closures)) for i, c in enumerate(closures, start=1)]
+        losses = []
+        for index, function in enumerate(closures, start=1):
+            losses.append(self.engine.record(function, last=index == len(closures)))
+            self._usage.recorded()
+        try:
+            self._usage.ends()
+        except BaseException:
+            self.engine.abort()
+            raise
         self.engine.finish()
         return torch.stack(losses).sum()
 
@@ -203,7 +219,8 @@ class XSAM(SharpnessAware):
         alpha: a number fixes alpha; None searches for it.
         alpha_max: upper end of the searched grid (the lower is 0).
         alpha_points: points of the grid.
-        refresh: "epoch" (call ``start_epoch()`` when one begins) or an integer, in optimizer steps.
+        refresh: when alpha is searched anew: an integer, in optimizer steps, or "epoch" (call ``start_epoch()`` when
+            one begins). Default None: every 100 steps, but once ``start_epoch()`` has been called when epochs begin.
         adaptive: scale the ascent by the size of each weight (ASAM).
         steps: number of ascent steps, each of length rho/steps.
         scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one.
@@ -220,13 +237,15 @@ class XSAM(SharpnessAware):
         alpha: float | None = methods.XSAM.alpha,
         alpha_max: float = methods.XSAM.alpha_max,
         alpha_points: int = methods.XSAM.alpha_points,
-        refresh: int | str = methods.XSAM.refresh,
+        refresh: int | str | None = None,
         adaptive: bool = methods.XSAM.adaptive,
         steps: int = methods.XSAM.steps,
         scope: str = "global",
         scaler: Any = None,
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
+        self._refresh_is_open = refresh is None
+        refresh = SEARCH_EVERY if refresh is None else refresh
         method = methods.XSAM(rho, adaptive, steps, rho_max, alpha, alpha_max, alpha_points, refresh)
         super().__init__(method, model, optimizer, scope, scaler, autocast_dtype)
 
@@ -236,5 +255,17 @@ class XSAM(SharpnessAware):
         return self.method.found_alpha if self.method.alpha is None else self.method.alpha
 
     def start_epoch(self) -> None:
-        """Search for alpha at the next ``backward`` (with ``refresh="epoch"``)."""
+        """An epoch begins: search for alpha at the next ``backward`` (unless ``refresh`` is an integer)."""
+        if self._refresh_is_open:
+            self.method.refresh = "epoch"
         self.method.start_epoch()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "refresh": self.method.refresh}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        refresh = state.pop("refresh", None)
+        if self._refresh_is_open and refresh is not None:
+            self.method.refresh = refresh
+        super().load_state_dict(state)

@@ -21,6 +21,7 @@ from .course import Course
 from .deepspeed.config import is_engine
 from .directions import Directions
 from .earlier import BETWEEN_MICRO_BATCHES, UNREDUCED, EarlierGradients, Fingerprint
+from .habits import Habits
 from .kept import Kept
 from .measured import merged
 from .micro_batch import Closure, MicroBatch
@@ -93,6 +94,8 @@ class Engine:
         self.metrics: dict[str, Tensor | float] = {}
         kept = Kept(self.method.name, self.method.keeps, self.weights)
         self.course = Course(Progress(total_steps), kept, Directions(self.weights, self.scope.reduces_ascent))
+        self.habits = Habits(model, self.weights)
+        self.steps_begun = 0
         self.term = Term(self.weights, self.scope, loss_scale, lambda: self.on_cpu, self._report_ratio)
         if self.method.adds_after_step:
             self.term.attach(self.weights)
@@ -157,7 +160,9 @@ class Engine:
                 self.buffers = BufferState(self.model)
             random_state = RandomState(accelerators_of(self.model.parameters()))
             with self.scope.pass_context(reduce=last and self.scope.reduces_ascent):
-                loss = closure()
+                loss = self.habits.first_pass(
+                    closure, self.steps_begun, self.method.probes, continues=not alone and bool(self.micro_batches)
+                )
             if not isinstance(loss, Tensor):
                 raise TypeError(f"the closure returned {type(loss).__name__}: it must return the loss, a tensor")
             loss = loss.detach()
@@ -212,6 +217,7 @@ class Engine:
         self.term.finish()
         self.metrics = merged(self.measured)
         self.course.step_made()
+        self.steps_begun += 1
         self._forget_step()
 
     def noise(self, use: int) -> Noise:
@@ -278,6 +284,7 @@ class Engine:
             self.micro_batches,
             self.buffers,
             loss,
+            habits=self.habits,
             course=self.course,
             noise=self.noise,
             loss_scale=self.loss_scale,

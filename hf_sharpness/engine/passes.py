@@ -13,6 +13,8 @@ from ..vectors import Vector
 from . import rounding
 from .climbs import Climbs, NonFiniteAscent
 from .course import Course
+from .earlier import EarlierGradients
+from .habits import Habits
 from .micro_batch import MicroBatch
 from .replays import Replays
 from .scopes import Scope
@@ -32,6 +34,7 @@ class Passes(Climbs):
         micro_batches: those whose first pass has been made.
         buffers: the model's buffers at the start of the first pass.
         loss: the loss of the first pass.
+        habits: what the closures were seen to do.
         course: what the steps are part of.
         noise: makes the random bits for a use within these passes, given its number.
         loss_scale: returns the factor by which the closures scale their loss, or None.
@@ -48,6 +51,7 @@ class Passes(Climbs):
         buffers: BufferState,
         loss: Tensor,
         *,
+        habits: Habits,
         course: Course,
         noise: Callable[[int], rounding.Noise],
         loss_scale: Callable[[], Tensor] | None,
@@ -55,6 +59,7 @@ class Passes(Climbs):
     ) -> None:
         super().__init__(weights, scope, course, noise, loss_scale, checks_overflow, loss)
         self.method = method
+        self.habits = habits
         self.micro_batches = micro_batches
         self.buffers_before = buffers
         self.buffers_after = BufferState(model)
@@ -63,7 +68,8 @@ class Passes(Climbs):
         self.counted: Replays | None = None
         self.skip_backward: SkipBackward | None = None
         optimized = {id(p) for p in self.trainable}
-        self.bystanders = [(p, p.grad) for p in model.parameters() if id(p) not in optimized and p.requires_grad]
+        others = [p for p in model.parameters() if id(p) not in optimized and p.requires_grad]
+        self.bystanders = [(p, p.grad) for p in [*others, *habits.others()]]
         weights.after_pass()
         self._activate()
 
@@ -128,22 +134,26 @@ class Passes(Climbs):
 
     def replay(self, accumulate: bool = False) -> None:
         final = self.counted.one_more()
-        if not accumulate:
-            for parameter in self.trainable:
-                parameter.grad = None
+        aside = accumulate and self.habits.touch_gradients
+        waiting = EarlierGradients(self.trainable if aside else ())
+        if aside and self.scope.reduces_last_replay:
+            self.scope.has_to_average = True  # what waits is this rank's own, and is not there to be reduced
+        for parameter in self.trainable if not accumulate else ():
+            parameter.grad = None
         for parameter, _ in self.bystanders:
             parameter.grad = None
-        waiting = vectors.local([p.grad for p in self.params]) if accumulate else []
+        added_to = vectors.local([p.grad for p in self.params]) if accumulate and not aside else []
         self.weights.before_replay()
         reduce = self.scope.reduces_ascent or (final and self.scope.reduces_last_replay)
         self.metrics["perturbed_loss"] = self._pass(reduce)
         self.weights.after_pass()
-        if waiting and not self.scope.gradients_are_views:
-            self._check_accumulated(waiting)
+        if added_to and not self.scope.gradients_are_views:
+            self._check_accumulated(added_to)
+        waiting.add_back()
         self._activate()
 
-    def _check_accumulated(self, waiting: Vector) -> None:
-        for parameter, earlier in zip(self.params, waiting, strict=False):
+    def _check_accumulated(self, added_to: Vector) -> None:
+        for parameter, earlier in zip(self.params, added_to, strict=False):
             now = parameter.grad
             if now is None or vectors.local([now])[0].data_ptr() != earlier.data_ptr():
                 raise RuntimeError(
@@ -159,11 +169,34 @@ class Passes(Climbs):
         for factor, vector in terms:
             rounding.move_(self.live, self.live, self.memory.folded(vector), self.coarse, noise, factor)
         self._weights_changed()
-        self.skip_backward = SkipBackward()
+        gradients = EarlierGradients(self.trainable)  # which a closure may read or set to zero
+        loss = None if self.habits.need_derivatives else self._forward_only()
+        if loss is None:
+            loss = self._with_derivatives()
+        gradients.put_back()
+        return loss
+
+    def _forward_only(self) -> Tensor | None:
+        """The loss of a pass without gradients; None if it turns out to be made from derivatives."""
+        mode = self.skip_backward = SkipBackward()
         torch.set_grad_enabled(False)  # restore() turns it on again, wherever an interrupt comes
-        with self.skip_backward:
-            loss = self._pass(reduce=True)
+        loss = None
+        try:
+            with mode:
+                loss = self._pass(reduce=True)
+        except Exception:
+            if not mode.incomplete:
+                raise
         self._end_probe()
+        self.habits.need_derivatives |= mode.incomplete
+        return None if mode.incomplete else loss
+
+    def _with_derivatives(self) -> Tensor:
+        """The loss of a whole pass, whose gradients are dropped."""
+        loss = self._pass(reduce=False)
+        for parameter in self.trainable + [p for p, _ in self.bystanders]:
+            parameter.grad = None
+        self.weights.before_replay()
         return loss
 
     def _end_probe(self) -> None:

@@ -22,6 +22,9 @@ class Scope:
         no_sync: makes a context in which a backward pass does not reduce gradients.
         adds_after_step: whether the method has a term for after the optimizer's step, reduced as gradients are.
         decides_replays: whether the method decides in every step how many replays it makes, which may be none.
+
+    Attributes:
+        has_to_average: in scope ``device``, the last replay's backward is not to reduce the gradient.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Scope:
         self.adds_after_step = adds_after_step
         self.decides_replays = decides_replays
         self.data_parallel = data_parallel_module(model)
+        self.has_to_average = False
 
     @property
     def is_each_micro_batch(self) -> bool:
@@ -56,9 +60,12 @@ class Scope:
     @property
     def averages_itself(self) -> bool:
         """Whether gradients are averaged over ranks after the last pass instead of by its backward."""
-        if self.data_parallel is None:
+        wrapper = self.data_parallel
+        if wrapper is None:
             return False
-        return self.is_each_micro_batch or (self.name == "device" and (self.adds_after_step or self.decides_replays))
+        # DDP that looks for unused parameters has marked those that the ascent used, which a replay need not use.
+        afterwards = self.adds_after_step or self.decides_replays or self.has_to_average
+        return self.is_each_micro_batch or (self.name == "device" and (afterwards or wrapper.find_unused_parameters))
 
     @property
     def reduces_last_replay(self) -> bool:

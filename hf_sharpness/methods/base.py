@@ -108,6 +108,11 @@ class Method:
         return type(self).replays_of is not Method.replays_of
 
     @property
+    def probes(self) -> bool:
+        """Whether the coming step calls ``Step.probe``: its first pass is then watched for what a probe needs."""
+        return False
+
+    @property
     def adds_after_step(self) -> bool:
         """Whether the method calls ``descend_after_step``."""
         return False

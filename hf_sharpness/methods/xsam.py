@@ -103,6 +103,10 @@ class XSAM(SAM):
         self.epoch_begins = True
 
     @property
+    def probes(self) -> bool:
+        return self.search_due
+
+    @property
     def search_due(self) -> bool:
         """Whether the coming step searches for alpha."""
         if self.alpha is not None:

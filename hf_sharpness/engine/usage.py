@@ -1,0 +1,108 @@
+"""Mistakes in a training loop of one's own that would train something else than what is meant, in silence."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .earlier import UNREDUCED
+from .engine import Engine
+from .micro_batch import Closure
+from .parallel import unreduced_gradients
+
+A_CLOSURE = (
+    "must be a function that does forward and backward and returns the loss, or a list of such functions:\n"
+    "    def closure():\n        loss = loss_of(model, batch)\n        loss.backward()\n        return loss\n"
+    "    loss = method.backward(closure)"
+)
+NO_BACKWARD = (
+    "the closure has left no gradient on any parameter of the optimizer, and has not called loss.backward(): a closure "
+    "does forward and backward, and returns the loss"
+)
+ONCE_FOR_EACH = (
+    "method.backward was called again before optimizer.step(): the gradients add up, but each call has perturbed the "
+    "weights by the gradient of its own closures alone, as scope='micro_batch' does. To perturb by the gradient of the "
+    "whole batch give all of its micro-batches to one call: method.backward([closure, ...])"
+)
+UNSCALED = (
+    "each of the {number} closures runs backward from a mean loss, and their gradients add up, to {number} times that "
+    "of the batch's mean loss: have each closure divide its loss, by {number} where the micro-batches are equally large"
+)
+
+
+class Usage:
+    """Looks at every call of a loop's ``backward``.
+
+    Args:
+        engine: the loop's engine.
+        scale: returns the factor by which the closures scale their loss, or None.
+    """
+
+    def __init__(self, engine: Engine, scale: Callable[[], Tensor] | None) -> None:
+        self.engine = engine
+        self.scale = scale
+        self.unstepped = False
+        self.warned = False
+        self.idle: list[bool] = []
+        self.factors: list[float | None] = []
+        engine.optimizer.register_step_post_hook(self._stepped)
+
+    def _stepped(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self.unstepped = False
+
+    def begins(self, closure: Any) -> list[Closure]:
+        """The closures of a call.
+
+        Raises:
+            TypeError: it got something else.
+            ValueError: it got none.
+        """
+        closures = [closure] if callable(closure) else closure
+        if isinstance(closures, (Tensor, str)) or not isinstance(closures, Sequence):
+            raise TypeError(f"closure={_named(closure)} is not valid: it {A_CLOSURE}")
+        for element in closures:
+            if not callable(element):
+                raise TypeError(f"closure=[..., {_named(element)}, ...] is not valid: each {A_CLOSURE}")
+        if not closures:
+            raise ValueError("closure=[] is not valid: give at least one function that does forward and backward")
+        if self.unstepped and not self.warned and self.engine.scope.name != "micro_batch" and self._has_gradient():
+            self.warned = True
+            warnings.warn(ONCE_FOR_EACH, stacklevel=4)
+        self.unstepped = True
+        self.idle, self.factors = [], []
+        self.engine.habits.asks_factors = len(closures) > 1
+        return list(closures)
+
+    def _has_gradient(self) -> bool:
+        """Whether there is one that is not zero, as ``zero_grad(set_to_none=False)`` leaves it."""
+        return any(bool(p.grad.any()) for p in self.engine.parameters() if p.grad is not None)
+
+    def recorded(self) -> None:
+        """A closure's first pass has been made."""
+        self.idle.append(self.engine.habits.idle)
+        self.factors += self.engine.habits.factors
+
+    def ends(self) -> None:
+        """All first passes of a call have been made.
+
+        Raises:
+            RuntimeError: they have left no gradient, by mistake.
+        """
+        if all(self.idle):
+            raise RuntimeError(NO_BACKWARD)
+        if not self.engine.weights.have_gradient() and any(True for _ in unreduced_gradients(self.engine.model)):
+            raise RuntimeError(UNREDUCED)
+        number = len(self.idle)
+        if number > 1 and len(self.factors) == number and None not in self.factors:
+            scale = 1.0 if self.scale is None else float(self.scale())
+            if all(math.isclose(factor, scale, rel_tol=1e-5) for factor in self.factors):
+                warnings.warn(UNSCALED.format(number=number), stacklevel=4)
+
+
+def _named(value: Any) -> str:
+    return f"a {type(value).__name__}"
