@@ -93,3 +93,35 @@ class Alone(Method):
 
     def run(self, step: Step) -> None:
         self.drawn = torch.cat([t.reshape(-1) for t in step.random_direction()])
+
+
+@dataclasses.dataclass
+class MomentumAscent(Method):
+    """Climbs against the base optimizer's momentum (Momentum-SAM, arXiv 2401.12033); in the first step nowhere."""
+
+    name: ClassVar[str] = "momentumascent"
+    paper: ClassVar[str] = "2401.12033"
+    replays: ClassVar[int] = 1  # type: ignore[misc]
+
+    def run(self, step: Step) -> None:
+        momentum = step.optimizer_state("momentum")
+        if momentum is not None:
+            step.climb_along(momentum, -0.2)
+        step.replay()
+
+
+@dataclasses.dataclass
+class Drawing(Method):
+    """Measures a random direction."""
+
+    name: ClassVar[str] = "drawing"
+    paper: ClassVar[str] = ""
+    metrics: ClassVar[tuple[str, ...]] = ("direction_norm", "direction_dot")
+    replays: ClassVar[int] = 0  # type: ignore[misc]
+
+    def run(self, step: Step) -> None:
+        direction = step.random_direction()
+        self.elements = sum(int((t != 0).sum()) for t in direction)
+        self.squares = sum(float(t.double().square().sum()) for t in direction)
+        step.metrics["direction_norm"] = step.norm(direction)
+        step.metrics["direction_dot"] = step.dot(direction, direction)

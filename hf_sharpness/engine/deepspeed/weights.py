@@ -91,15 +91,6 @@ class ZeroWeights(Weights):
     def stepped_together(self, params: list[nn.Parameter]) -> list[list[nn.Parameter]]:
         return [[part] for part in params]
 
-    def clear_padding(self, params: Sequence[nn.Parameter], vector: Vector) -> None:
-        places = {id(part): index for index, part in enumerate(self.parts)}
-        for parameter, tensor in zip(params, vector, strict=True):
-            index = places[id(parameter)]
-            pieces = tensor.split(self.sizes[index])
-            for piece, padding in zip(pieces, self.padding[index], strict=True):
-                if padding:
-                    piece.zero_()
-
     def loss_scale(self) -> Callable[[], Tensor] | None:
         """Returns the factor on the loss where DeepSpeed's fp16 scales it."""
         if self.zero.dtype != torch.float16:
@@ -170,6 +161,16 @@ class Zero12Weights(ZeroWeights):
 
     def weights_put_back(self) -> None:
         """The flat weights are copies, put back as the parts are."""
+
+    def clear_padding(self, params: Sequence[nn.Parameter], vector: Vector) -> None:
+        places = {id(part): index for index, part in enumerate(self.parts)}
+        for parameter, tensor in zip(params, vector, strict=True):
+            padding = torch.ones_like(tensor, dtype=torch.bool)
+            for weight in self.zero.bit16_groups[places[id(parameter)]]:
+                if weight._hp_mapping is not None:  # some of the weight is in this rank's part
+                    place = weight._hp_mapping.hp_fragment_address
+                    padding[place.start : place.start + place.numel] = False
+            tensor.masked_fill_(padding, 0.0)
 
     def drop_gradients(self) -> None:
         super().drop_gradients()
