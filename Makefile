@@ -32,20 +32,22 @@ lint: $(TEST_ENV)/.ready
 	$(TEST_ENV)/bin/ruff check --fix .
 
 $(DEMO_ENV)/.ready: setup.cfg constraints.txt
+	@echo "An environment in $(DEMO_ENV), with torch: a minute or two, the first time only."
 	$(PYTHON) -m venv $(DEMO_ENV)
-	$(DEMO_ENV)/bin/python -m pip install --quiet -c constraints.txt torch
-	$(DEMO_ENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[recipes]"
+	$(DEMO_ENV)/bin/python -m pip install -c constraints.txt torch
+	$(DEMO_ENV)/bin/python -m pip install -c constraints.txt -e ".[recipes]"
 	touch $@
 
 $(TEST_ENV)/.ready: setup.cfg constraints.txt
+	@echo "An environment in $(TEST_ENV), with torch: a minute or two, the first time only."
 	$(PYTHON) -m venv $(TEST_ENV)
-	$(TEST_ENV)/bin/python -m pip install --quiet -c constraints.txt torch
-	$(TEST_ENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[test]"
+	$(TEST_ENV)/bin/python -m pip install -c constraints.txt torch
+	$(TEST_ENV)/bin/python -m pip install -c constraints.txt -e ".[test]"
 	touch $@
 
 $(TEST_ENV)-oldest/.ready: setup.cfg constraints-oldest.txt
 	$(PYTHON) -m venv $(TEST_ENV)-oldest
-	$(TEST_ENV)-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e ".[test]"
+	$(TEST_ENV)-oldest/bin/python -m pip install -c constraints-oldest.txt -e ".[test]"
 	touch $@
 
 # An environment on top of the tests': with DeepSpeed installed every process that makes a Trainer imports it.
@@ -53,7 +55,7 @@ $(TEST_ENV)/deepspeed/.ready: $(TEST_ENV)/.ready
 	$(PYTHON) -m venv $(TEST_ENV)/deepspeed
 	$(TEST_ENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
 		$$($(TEST_ENV)/deepspeed/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth
-	$(TEST_ENV)/deepspeed/bin/python -m pip install --quiet -c constraints.txt -e ".[deepspeed]"
+	$(TEST_ENV)/deepspeed/bin/python -m pip install -c constraints.txt -e ".[deepspeed]"
 	touch $@
 
 clean:
