@@ -108,14 +108,9 @@ def build_task(recipe: Recipe, data: Data) -> Task:
 
 
 def method_in_words(arguments: Any) -> str:
-    """The method, rho, the hyper-parameters that are not the method's defaults, and the base optimizer."""
+    """The method with its hyper-parameters, and the base optimizer."""
     method = arguments.method()
     if method is None:
         return str(getattr(arguments.optim, "value", arguments.optim))
-    method = method.resolved(adaptive_base=is_adaptive(arguments.base_optim))
-    shown = [
-        f"{item.name} {value}"
-        for item in dataclasses.fields(method)
-        if (value := getattr(method, item.name)) != item.default or item.name == "rho"
-    ]
-    return f"{method.name.upper()} ({', '.join(shown)}) on {arguments.base_optim}"
+    described = method.resolved(adaptive_base=is_adaptive(arguments.base_optim)).described
+    return f"{method.name.upper()} ({described}) on {arguments.base_optim}"

