@@ -161,7 +161,7 @@ class _SharpnessTrainer(_Base):
         )
         self._engine.course.progress.steps_made = self.state.global_step
         if self._resumed_from is not None:
-            kept.load(self._engine.course.kept, self._resumed_from, self.args.process_index, self._sum_over_ranks)
+            kept.load(self._engine.course.kept, self._resumed_from, self.args.process_index)
         self._steps = Steps(self, self._engine, _SharpnessTrainer.training_step, _STOCK_TRAINER)
         self._averages = Averages((*LOGGED, *self._engine.method.metrics))
         # A resume may begin in the middle of an epoch, which is then no new one.

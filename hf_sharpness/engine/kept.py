@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import vectors
 from ..vectors import Vector
+from .parallel import mean_over_ranks
 from .weights import Weights
 
 
@@ -88,8 +89,30 @@ class Kept:
         }
         return {"method": self.method, "layout": self.weights.layout(), "kept": kept}
 
-    def why_not(self, state: dict[str, Any]) -> str | None:
-        """Why a saved state cannot be taken over; None if it can."""
+    def load_state_dict(self, state: dict[str, Any] | None) -> str | None:
+        """Take over a saved state on all ranks, which call this together; on none if one of them cannot.
+
+        Args:
+            state: this rank's; None if there is none.
+
+        Returns:
+            Why it was not taken over, so that what is kept starts anew; None if it was.
+        """
+        self.pending, self.values = {}, {name: {} for name in self.names}
+        if not self.names:
+            return None
+        params = self.weights.parameters()
+        reason = "there is none" if state is None else self._why_not(state)
+        failures = torch.tensor(0.0 if reason is None else 1.0, device=params[0].device)
+        if mean_over_ranks(failures, self.weights.rank_groups()) > 0:
+            return reason or "another rank could not take over its own"
+        assert state is not None
+        devices = [t.device for t in vectors.local(params)]
+        for name in self.names:
+            self.values[name] = {params[n]: t.to(devices[n]) for n, t in state["kept"].get(name, {}).items()}
+        return None
+
+    def _why_not(self, state: dict[str, Any]) -> str | None:
         if state.get("method") != self.method:
             return f"it is of the method {state.get('method')!r}, not of {self.method!r}"
         layout = self.weights.layout()
@@ -100,16 +123,6 @@ class Kept:
             if any(number >= len(shapes) or tensor.shape != shapes[number] for number, tensor in kept.items()):
                 return "its tensors have not the shapes of the weights"
         return None
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved state, for which ``why_not`` returned None."""
-        params = self.weights.parameters()
-        local = vectors.local(params)
-        self.pending = {}
-        self.values = {
-            name: {params[n]: tensor.to(local[n].device) for n, tensor in state["kept"].get(name, {}).items()}
-            for name in self.names
-        }
 
     def _check(self, name: str) -> None:
         if name not in self.names:

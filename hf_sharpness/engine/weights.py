@@ -72,12 +72,12 @@ class Weights:
         """Zero the elements of a vector that belong to no weight."""
 
     def layout(self) -> str:
-        """How the weights lie over ranks, in words: equal where every rank holds the same part of them as before."""
+        """What this rank has of the weights, in words: equal where every rank holds the same part as before."""
         params = self.parameters()
         sizes = [torch.distributed.get_world_size(group) for group in self.rank_groups()]
         places = sorted({f"{p.device_mesh.shape} {p.placements}" for p in params if is_sharded(p)})
         ranks = f"{math.prod(sizes)} rank" + ("s" if sizes else "")
-        return f"{ranks} (shards: {', '.join(places)})" if places else ranks
+        return f"{ranks} (shard {self.shard_index()}, {', '.join(places)})" if places else ranks
 
     def find_weights_on_grid(self, began_there: bool = False) -> None:
         """Under bf16 autocast: look whether the weights are bfloat16 numbers, as they are out of a bf16 checkpoint.

@@ -94,7 +94,7 @@ def relaid(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(relaid, "it was saved on 4 ranks, and this is 1 rank"), (Path.unlink, "there is no such file")],
+    [(relaid, "it was saved on 4 ranks, and this is 1 rank"), (Path.unlink, "there is none")],
 )
 @pytest.mark.parametrize("example", KEEPING, ids=str)
 def test_what_cannot_be_taken_over_starts_anew_and_says_so(

@@ -631,7 +631,7 @@ def altered(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda course: course.pop("kept"), "holds none"),
+        (lambda course: course.pop("kept"), "there is none"),
         (lambda course: course["kept"].update(layout="2 ranks"), "saved on 2 ranks, and this is 1 rank"),
         (lambda course: course["kept"].update(method="other"), "of the method 'other', not of 'own'"),
         (lambda course: course["kept"]["kept"]["one"].update({0: torch.zeros(3)}), "not the shapes"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,17 @@ def drawn(directory: Path, scope: str) -> torch.Tensor:
     optimizer, method = loop(model, Alone(), scope=scope)
     step(model, optimizer, method, rank_batches(rank(), 1, 1)[0])
     return method.method.drawn
+
+
+@case("fsdp2", "ddp")
+def swapped(directory: Path, name: str) -> list[str]:
+    """What a rank says to the state of the other."""
+    model = MODELS[name]()
+    optimizer, method = loop(model, Everything(), total_steps=5)
+    step(model, optimizer, method, rank_batches(rank(), 1, 1)[0])
+    torch.save(method.state_dict(), directory / f"swapped-{name}-{rank()}.pt")
+    torch.distributed.barrier()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        method.load_state_dict(torch.load(directory / f"swapped-{name}-0.pt", weights_only=True))
+    return [str(w.message) for w in caught if "starts anew" in str(w.message)]

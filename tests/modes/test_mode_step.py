@@ -133,3 +133,12 @@ def test_ranks_that_climb_alone_draw_alone(ranks: Launcher) -> None:
     launched = ranks("cases_step")
     assert torch.equal(*launched["drawn-global"])
     assert not torch.equal(*launched["drawn-device"])
+
+
+def test_a_rank_does_not_take_over_the_shards_of_another(ranks: Launcher) -> None:
+    """As when one process saves for all of them: sharded, both start anew; replicated, it is all the same."""
+    launched = ranks("cases_step")
+    first, second = launched["swapped-fsdp2"]
+    assert "another rank could not take over its own" in first[0]
+    assert "saved on 2 ranks (shard 0" in second[0]
+    assert launched["swapped-ddp"] == [[], []]

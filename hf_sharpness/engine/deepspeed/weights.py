@@ -76,7 +76,9 @@ class ZeroWeights(Weights):
         return torch.distributed.get_rank(self.group)
 
     def layout(self) -> str:
-        return f"{torch.distributed.get_world_size(self.group)} ranks (parts: {type(self).__name__})"
+        return (
+            f"{torch.distributed.get_world_size(self.group)} ranks (part {self.shard_index()}, {type(self).__name__})"
+        )
 
     def part_index(self) -> int:
         return self.shard_index()
