@@ -26,9 +26,9 @@ def set_fields(base: type, fields: Mapping[str, tuple[Any, dataclasses.Field]]) 
     classes = [base, *_dataclasses_below(base)]
     own = {cls: _own_fields(cls) for cls in classes}
     handwritten = {cls: _handwritten(cls, own[cls]) for cls in classes}
-    for name in own[base]:
-        if name not in fields and name in vars(base):
-            delattr(base, name)
+    for name, field in own[base].items():
+        if name in vars(base) and (name not in fields or fields[name][1] is not field):
+            delattr(base, name)  # the default of the field that goes
     base.__annotations__ = {name: hint for name, (hint, _) in fields.items()}
     own[base] = {name: field for name, (_, field) in fields.items()}
     for cls in classes:
