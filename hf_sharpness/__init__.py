@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "SAM": "loop",
-    "WSAM": "loop",
-    "XSAM": "loop",
+    "SAM": "loop_classes",
+    "WSAM": "loop_classes",
+    "XSAM": "loop_classes",
+    "SharpnessAware": "loop",
     "SharpnessArguments": "arguments",
     "TrainingArguments": "arguments",
     "Seq2SeqTrainingArguments": "arguments",
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
     from .arguments import Seq2SeqTrainingArguments as Seq2SeqTrainingArguments
     from .arguments import SharpnessArguments as SharpnessArguments
     from .arguments import TrainingArguments as TrainingArguments
-    from .loop import SAM as SAM
-    from .loop import WSAM as WSAM
-    from .loop import XSAM as XSAM
+    from .loop import SharpnessAware as SharpnessAware
+    from .loop_classes import SAM as SAM
+    from .loop_classes import WSAM as WSAM
+    from .loop_classes import XSAM as XSAM
     from .trainer import Seq2SeqTrainer as Seq2SeqTrainer
     from .trainer import SharpnessTrainerMixin as SharpnessTrainerMixin
     from .trainer import Trainer as Trainer

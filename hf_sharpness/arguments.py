@@ -14,10 +14,9 @@ from typing import Any
 import transformers
 from transformers.training_args import OptimizerNames
 
-from . import argument_fields
-from .argument_fields import ArgumentFields, defaults, hyperparameter_arguments, shared_arguments
-from .engine.deepspeed.config import check_config, read_config
-from .engine.optimizers import is_adaptive
+from .argument_checks import check_arguments, check_names
+from .argument_definitions import STOCK_NAMES, defaults, hyperparameter_arguments, shared_arguments
+from .argument_fields import ArgumentFields, make_fields
 from .methods import METHODS, Method, Options, hyperparameters, registry
 from .methods.options import PREFIX
 from .other_trainers import look_out
@@ -83,50 +82,7 @@ class _SharpnessArguments(ArgumentFields):
         """Put defaults where nothing was given, and raise a ValueError for the first argument that is not valid."""
         self._make_plain()
         self._fill_in_defaults()
-        if self.optim not in METHODS and self.optim not in argument_fields.STOCK_NAMES:
-            raise ValueError(
-                f"optim={self.optim!r} is not known: must be one of {', '.join(METHODS)}, or one of transformers' own "
-                f"({', '.join(argument_fields.STOCK_NAMES)})"
-            )
-        if self.base_optim not in argument_fields.STOCK_NAMES:
-            remedy = f"choose the method with optim={self.base_optim!r}; " if self.base_optim in METHODS else ""
-            raise ValueError(
-                f"base_optim={self.base_optim!r} is not known: {remedy}must be one of "
-                f"{', '.join(argument_fields.STOCK_NAMES)}"
-            )
-        own = registry.arguments_of(METHODS[self.optim]) if self.uses_sharpness else {}
-        for argument, hyperparameter in {**hyperparameter_arguments(), **own}.items():
-            hyperparameter.check(getattr(self, argument), argument)
-        if self.uses_sharpness:
-            self._check_combinations()
-
-    def _check_combinations(self) -> None:
-        scopes = METHODS[self.optim].scopes
-        if self.sam_scope not in scopes:
-            raise ValueError(
-                f"sam_scope={self.sam_scope!r} is not defined for optim={self.optim!r}: use sam_scope={scopes[0]!r}"
-            )
-        if self.base_optim.endswith("layerwise") or "lomo" in self.base_optim:
-            raise ValueError(
-                f"base_optim={self.base_optim!r} steps inside the backward pass, before a sharpness-aware gradient "
-                "exists: use an optimizer that steps after it, such as base_optim='adamw_torch' or 'galore_adamw'"
-            )
-        method = self.method().resolved(is_adaptive(self.base_optim))
-        if self.base_optim.startswith("schedule_free") and method.adds_after_step:
-            named = {h.name: argument for argument, h in registry.arguments_of(type(method)).items()}
-            raise ValueError(
-                f"{method.after_step_setting(named)} does not fit base_optim={self.base_optim!r}, which keeps the "
-                f"weights in a second form of its own that the term would not move: use "
-                f"{method.after_step_remedy(named)}"
-            )
-        deepspeed = read_config(getattr(self, "deepspeed", None))
-        if deepspeed is not None:
-            check_config(deepspeed)
-        if self.sam_scope != "global" and (getattr(self, "deepspeed", None) or _accelerate_uses_deepspeed()):
-            raise ValueError(
-                f"sam_scope={self.sam_scope!r} does not run under DeepSpeed, whose ranks hold parts of the gradient: "
-                "use sam_scope='global' (FSDP2 has that one too), or DistributedDataParallel without DeepSpeed"
-            )
+        check_arguments(self)
 
     def method(self) -> Method | None:
         """The method that ``optim`` names, with its hyper-parameters; None for one of transformers' optimizers."""
@@ -156,7 +112,7 @@ class _SharpnessArguments(ArgumentFields):
     @staticmethod
     def optimizer_names() -> list[str]:
         """What ``optim`` can be: the methods, and transformers' own optimizers."""
-        return [*METHODS, *argument_fields.STOCK_NAMES]
+        return [*METHODS, *STOCK_NAMES]
 
     @staticmethod
     def argument_defaults(optim: Any) -> dict[str, Any]:
@@ -303,28 +259,6 @@ def _plain_name(name: Any) -> Any:
     return name.value if isinstance(name, OptimizerNames) else name
 
 
-def _accelerate_uses_deepspeed() -> bool:
-    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true", "yes", "on", "y", "t")
-
-
-def _check_names(cls: type[Method]) -> None:
-    """Raise a ValueError where the name of a method, or of an argument of its, is another thing's already."""
-    if cls.name in argument_fields.STOCK_NAMES:
-        raise ValueError(f"register({cls.__name__}): {cls.name!r} is an optimizer of transformers: choose another name")
-    known = {h.argument for h in hyperparameter_arguments().values()}
-    for argument in registry.arguments_of(cls).keys() - known:
-        for owner in (transformers.Seq2SeqTrainingArguments, ArgumentFields, *_below(ArgumentFields)):
-            if hasattr(owner, argument) or argument in owner.__dataclass_fields__:
-                raise ValueError(
-                    f"register({cls.__name__}): {owner.__name__} has an argument or attribute {argument} already: give "
-                    "the method or the hyper-parameter another name"
-                )
-
-
-def _below(cls: type) -> list[type]:
-    return [found for subclass in cls.__subclasses__() for found in (subclass, *_below(subclass))]
-
-
 def __getattr__(name: str) -> Any:
     """SHARED and HYPERPARAMETERS: what is shared in a config; argument -> hyper-parameter of a method."""
     if name == "SHARED":
@@ -334,5 +268,5 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-registry.subscribe(registry.Listener(_check_names, argument_fields.make_fields))
+registry.subscribe(registry.Listener(check_names, make_fields))
 registry.load_entry_points()  # last: the module of a method may import this one

@@ -1,4 +1,4 @@
-"""SAM, WSAM and XSAM for training loops of your own (plain PyTorch, Accelerate): a sharpness-aware ``backward``.
+"""The methods for training loops of your own (plain PyTorch, Accelerate): a sharpness-aware ``backward``.
 
 method = WSAM(model, optimizer, rho=0.05)
 
@@ -15,33 +15,40 @@ for batch in data:
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
+import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import methods
 from .engine import Closure, Engine
 from .engine.usage import Usage
-
-SEARCH_EVERY = 100
-"""Optimizer steps between two searches of XSAM for its alpha, in a loop that does not say when its epochs begin."""
+from .methods import METHODS, Method, Options, hyperparameters
+from .methods.options import PREFIX
+from .sharing.values import nearest
 
 
 class SharpnessAware:
     """A method tied to a model and its base optimizer, which is left as it is: step it, schedule it, save it as ever.
 
+    This package's methods have classes of their own, such as ``WSAM(model, optimizer, rho=0.05)``; with any other it is
+    ``SharpnessAware(MyMethod(rho=0.05), model, optimizer)``, registered or not.
+
     Args:
         method: the method with its hyper-parameters.
         model: the model that the closure calls.
         optimizer: the base optimizer.
-        scope: whose gradient makes the perturbation: "global", "device" or "micro_batch". Default "global".
         scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one. Default None.
         autocast_dtype: the type of the closure's autocast, if it has one; matters for weights out of a bf16 checkpoint.
             Default None.
         total_steps: how many optimizer steps the training makes, for a method that goes by its progress. Default None.
+        options: the options of every method's steps, as ``hf_sharpness.methods.Options`` has them, such as
+            ``scope="device"``.
 
     Attributes:
         engine: the engine that runs the passes.
@@ -49,14 +56,19 @@ class SharpnessAware:
 
     def __init__(
         self,
-        method: methods.Method,
+        method: Method,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        scope: str = "global",
+        *,
         scaler: Any = None,
         autocast_dtype: torch.dtype | None = None,
         total_steps: int | None = None,
+        **options: Any,
     ) -> None:
+        if not isinstance(method, Method):
+            raise TypeError(f"method={method!r} is not valid: must be a method with its settings, as in SAM(rho=0.1)")
+        known = {field.name for field in dataclasses.fields(Options)}
+        _refuse_unknown(type(self).__name__, options, known)
         device = next(model.parameters()).device
         scale: Callable[[], Tensor] | None = None
         if scaler is not None and scaler.is_enabled():
@@ -65,15 +77,16 @@ class SharpnessAware:
             method,
             model,
             optimizer,
-            scope=scope,
+            options=Options(**options),
             loss_scale=scale,
             autocast_dtype=autocast_dtype,
             total_steps=total_steps,
         )
         self._usage = Usage(self.engine, scale)
+        self._without_epochs: set[str] = set()
 
     @property
-    def method(self) -> methods.Method:
+    def method(self) -> Method:
         """The method with its hyper-parameters, defaults filled in."""
         return self.engine.method
 
@@ -81,8 +94,8 @@ class SharpnessAware:
     def metrics(self) -> dict[str, Tensor | float]:
         """What the last step measured, as 0-dim tensors on the device.
 
-        loss, perturbed_loss, sharpness, ascent_grad_norm, perturbation_norm; for XSAM xsam_alpha and xsam_psi; for
-        decoupled WSAM wsam_step_ratio, once the optimizer has stepped.
+        loss, perturbed_loss, sharpness, ascent_grad_norm, perturbation_norm, and the ``metrics`` of the method; what
+        concerns the optimizer's step once that has been made.
         """
         return self.engine.metrics
 
@@ -121,13 +134,20 @@ class SharpnessAware:
         self.engine.finish()
         return torch.stack(losses).sum()
 
+    def start_epoch(self) -> None:
+        """Say that the next ``backward`` is the first of an epoch, for a method that goes by epochs (XSAM's search)."""
+        for name in self._without_epochs:
+            setattr(self.method, name, getattr(type(self.method), name))
+        self.method.start_epoch()
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold besides model, optimizer and scheduler, for ``torch.save``.
 
         XSAM's alpha, the number of the step, and the tensors that a method keeps: where weights are sharded, this
         rank's, so that each rank saves its own.
         """
-        return {**self.method.state_dict(), "course": self.engine.course.state_dict()}
+        settings = {name: getattr(self.method, name) for name in self.method.without_epochs}
+        return {**self.method.state_dict(), **settings, "course": self.engine.course.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state (``torch.load`` with ``weights_only=True`` reads it).
@@ -135,6 +155,10 @@ class SharpnessAware:
         Tensors that the method kept on another number of ranks, or of other shapes, start anew, with a warning.
         """
         state = dict(state)
+        settings = {name: state.pop(name, None) for name in self.method.without_epochs}
+        for name in self._without_epochs:
+            if settings[name] is not None:
+                setattr(self.method, name, settings[name])
         reason = self.engine.course.load_state_dict(state.pop("course", {}))
         self.method.load_state_dict(state)
         if reason is not None:
@@ -144,128 +168,78 @@ class SharpnessAware:
             )
 
 
-class SAM(SharpnessAware):
-    """SAM (arXiv 2010.01412); with ``adaptive`` ASAM (arXiv 2102.11600).
+@functools.cache
+def loop_class(method: type[Method]) -> type[SharpnessAware]:
+    """The plain-loop class of a method, which takes model, optimizer, and as keywords the hyper-parameters.
 
     Args:
-        model: the model that the closure calls.
-        optimizer: the base optimizer.
-        rho: total length of the ascent step.
-        adaptive: scale it by the size of each weight.
-        steps: number of ascent steps, each of length rho/steps.
-        scope: whose gradient makes the perturbation: "global", "device" or "micro_batch".
-        scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one.
-        autocast_dtype: the type of the closure's autocast, if it has one; matters for weights out of a bf16 checkpoint.
+        method: the method's class.
     """
+    own = hyperparameters(method)
+    signature = _signature(method)
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *,
-        rho: float = methods.SAM.rho,
-        adaptive: bool = methods.SAM.adaptive,
-        steps: int = methods.SAM.steps,
-        scope: str = "global",
-        scaler: Any = None,
-        autocast_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(methods.SAM(rho, adaptive, steps), model, optimizer, scope, scaler, autocast_dtype)
+    def __init__(self: SharpnessAware, model: nn.Module, optimizer: torch.optim.Optimizer, **given: Any) -> None:
+        _refuse_unknown(method.__name__, given, signature.parameters)
+        settings = {name: given.pop(name) for name in own if name in given}
+        others = {name: value for name, value in method.without_epochs.items() if settings.get(name) is None}
+        SharpnessAware.__init__(self, method(**{**settings, **others}), model, optimizer, **given)
+        self._without_epochs = set(others)
 
-
-class WSAM(SharpnessAware):
-    """WSAM (arXiv 2305.15817).
-
-    Args:
-        model: the model that the closure calls.
-        optimizer: the base optimizer.
-        rho: total length of the ascent step.
-        gamma: weight of sharpness, 0 <= gamma < 1; None is .9 decoupled, .6 coupled.
-        mode: "decoupled", "coupled", or "auto" (decoupled for SGD, coupled for an adaptive base).
-        adaptive: scale the ascent by the size of each weight (ASAM).
-        steps: number of ascent steps, each of length rho/steps.
-        scope: whose gradient makes the perturbation: "global", "device" or "micro_batch".
-        scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one.
-        autocast_dtype: the type of the closure's autocast, if it has one; matters for weights out of a bf16 checkpoint.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *,
-        rho: float = methods.WSAM.rho,
-        gamma: float | None = methods.WSAM.gamma,
-        mode: str = methods.WSAM.mode,
-        adaptive: bool = methods.WSAM.adaptive,
-        steps: int = methods.WSAM.steps,
-        scope: str = "global",
-        scaler: Any = None,
-        autocast_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            methods.WSAM(rho, adaptive, steps, mode, gamma), model, optimizer, scope, scaler, autocast_dtype
-        )
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    attributes = {
+        name: property(lambda self, source=source: getattr(self.method, source), doc=getattr(method, source).__doc__)
+        for name, source in method.shown.items()
+    }
+    namespace = {"__init__": __init__, "__doc__": _documentation(method), "__module__": __name__, **attributes}
+    return type(method.__name__, (SharpnessAware,), namespace)
 
 
-class XSAM(SharpnessAware):
-    """XSAM (arXiv 2603.10048).
+def _signature(method: type[Method]) -> inspect.Signature:
+    """self, model, optimizer; hyper-parameters and options; what ``SharpnessAware`` takes besides."""
+    common = inspect.signature(SharpnessAware.__init__).parameters.values()
+    keyword, hints = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter
+    settings = {**hyperparameters(method), **hyperparameters(Options, PREFIX)}
+    return inspect.Signature(
+        [
+            *(p for p in common if p.kind is hints.POSITIONAL_OR_KEYWORD and p.name != "method"),
+            *(
+                hints(name, keyword, default=None, annotation=h.type | None)
+                if name in method.without_epochs
+                else hints(name, keyword, default=h.default, annotation=h.type)
+                for name, h in settings.items()
+            ),
+            *(p for p in common if p.kind is keyword),
+        ],
+        return_annotation=None,
+    )
 
-    Args:
-        model: the model that the closure calls.
-        optimizer: the base optimizer.
-        rho: total length of the ascent step.
-        rho_max: probe radius; None is 2 rho.
-        alpha: a number fixes alpha; None searches for it.
-        alpha_max: upper end of the searched grid (the lower is 0).
-        alpha_points: points of the grid.
-        refresh: when alpha is searched anew: an integer, in optimizer steps, or "epoch" (call ``start_epoch()`` when
-            one begins). Default None: every 100 steps, but once ``start_epoch()`` has been called when epochs begin.
-        adaptive: scale the ascent by the size of each weight (ASAM).
-        steps: number of ascent steps, each of length rho/steps.
-        scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one.
-        autocast_dtype: the type of the closure's autocast, if it has one; matters for weights out of a bf16 checkpoint.
-    """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *,
-        rho: float = methods.XSAM.rho,
-        rho_max: float | None = methods.XSAM.rho_max,
-        alpha: float | None = methods.XSAM.alpha,
-        alpha_max: float = methods.XSAM.alpha_max,
-        alpha_points: int = methods.XSAM.alpha_points,
-        refresh: int | str | None = None,
-        adaptive: bool = methods.XSAM.adaptive,
-        steps: int = methods.XSAM.steps,
-        scope: str = "global",
-        scaler: Any = None,
-        autocast_dtype: torch.dtype | None = None,
-    ) -> None:
-        self._refresh_is_open = refresh is None
-        refresh = SEARCH_EVERY if refresh is None else refresh
-        method = methods.XSAM(rho, adaptive, steps, rho_max, alpha, alpha_max, alpha_points, refresh)
-        super().__init__(method, model, optimizer, scope, scaler, autocast_dtype)
+def _documentation(method: type[Method]) -> str:
+    common = inspect.getdoc(SharpnessAware) or ""
+    arguments = common.partition("Args:\n")[2].partition("\n\n")[0]
+    before, rest = arguments[arguments.index("    model:") :].split("    scaler:")
+    after, _ = rest.split("    options:")
+    settings = {**hyperparameters(method), **hyperparameters(Options, PREFIX)}
+    texts = {name: h.help + ("" if h.default is None else f" Default: {h.default}") for name, h in settings.items()}
+    for name, value in method.without_epochs.items():
+        texts[name] += f" once start_epoch() has been called, {value} before"
+    own = "".join(_wrapped(f"{name}: {text.rstrip('.')}.") + "\n" for name, text in texts.items())
+    return f"{inspect.getdoc(method)}\n\nArgs:\n{before}{own}    scaler:{after}"
 
-    @property
-    def alpha(self) -> float | None:
-        """The alpha in use: the fixed one, else what the last search found (None before the first)."""
-        return self.method.found_alpha if self.method.alpha is None else self.method.alpha
 
-    def start_epoch(self) -> None:
-        """An epoch begins: search for alpha at the next ``backward`` (unless ``refresh`` is an integer)."""
-        if self._refresh_is_open:
-            self.method.refresh = "epoch"
-        self.method.start_epoch()
+_wrapped = functools.partial(textwrap.fill, width=112, initial_indent="    ", subsequent_indent="        ")
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "refresh": self.method.refresh}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        state = dict(state)
-        refresh = state.pop("refresh", None)
-        if self._refresh_is_open and refresh is not None:
-            self.method.refresh = refresh
-        super().load_state_dict(state)
+def _refuse_unknown(name: str, given: Iterable[str], known: Iterable[str]) -> None:
+    for argument in given:
+        if argument not in known:
+            remedy = nearest(argument, known) or "remove it"
+            raise TypeError(f"{name}: there is no argument {argument!r}: {remedy.rstrip()}")
+
+
+def __getattr__(name: str) -> Any:
+    """The plain-loop class of the registered method whose class has that name."""
+    for method in METHODS.values():
+        if method.__name__ == name:
+            return loop_class(method)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -151,7 +151,7 @@ class _SharpnessTrainer(_Base):
             method,
             self.model_wrapped,
             self.optimizer,
-            scope=self.args.sam_scope,
+            options=self.args.step_options(),
             loss_scale=loss_scale,
             no_sync=self._gradients_unreduced,
             weights=weights,

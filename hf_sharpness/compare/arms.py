@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..argument_fields import shared_arguments
+from ..argument_definitions import shared_arguments
 from ..methods import METHODS, registry
 from ..tasks.errors import first_line, nearest
 from ..tasks.yaml12 import parse_yaml

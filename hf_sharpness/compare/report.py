@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..argument_fields import shared_arguments
+from ..argument_definitions import shared_arguments
 from ..arguments import SharpnessArguments
 from ..sharing.config import save
 from . import tables

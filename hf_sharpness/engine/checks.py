@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..methods import SCOPES, Method
+from ..methods import Method
 from ..vectors import is_sharded
 from .parallel import data_parallel_module, is_tensor_parallel, uses_fsdp1
 
@@ -58,8 +58,6 @@ def check_supported(
     trainable: Sequence[tuple[str, Tensor]],
 ) -> None:
     """Raise a ValueError for a combination that would not be exact; the message says what to do instead."""
-    if scope not in SCOPES:
-        raise ValueError(f"scope={scope!r} is not valid: must be one of {', '.join(SCOPES)}")
     if scope not in method.scopes:
         raise ValueError(f"scope={scope!r} is not defined for {method.name}: use scope={method.scopes[0]!r}")
     if uses_fsdp1(model):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import vectors
-from ..methods import Method
+from ..methods import Method, Options
 from .checks import check_supported
 from .course import Course
 from .deepspeed.config import is_engine
@@ -46,7 +46,7 @@ class Engine:
         method: the method with its hyper-parameters.
         model: the model that the closures call (in DDP, sharded by FSDP2, or neither).
         optimizer: the base optimizer. The parameters in its groups that get a gradient are perturbed.
-        scope: whose gradient makes the perturbation, a key of ``scopes.SCOPES``.
+        options: what can be chosen for the steps of every method. Default: as ``methods.Options`` has it.
         loss_scale: returns the factor by which the closures scale their loss (a ``GradScaler``'s), as a tensor; None
             where they do not. With it the engine looks at every ascent whether the gradient overflowed.
         no_sync: makes a context in which a backward pass does not reduce gradients over ranks.
@@ -68,7 +68,7 @@ class Engine:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        scope: str = "global",
+        options: Options | None = None,
         loss_scale: Callable[[], Tensor] | None = None,
         no_sync: Callable[[], AbstractContextManager] | None = None,
         weights: Weights | None = None,
@@ -85,11 +85,12 @@ class Engine:
         self.weights = weights or Weights(model, base_optimizer(optimizer))
         self.optimizer = self.weights.optimizer
         self.method = method.resolved(adaptive_base=is_adaptive(self.optimizer))
-        check_supported(self.method, model, self.optimizer, scope, self.weights.named())
+        options = options or Options()
+        check_supported(self.method, model, self.optimizer, options.scope, self.weights.named())
         if autocast_dtype == torch.bfloat16:
             self.weights.find_weights_on_grid(began_on_grid)
         no_sync = no_sync or (lambda: gradients_unreduced(model))
-        self.scope = Scope(scope, model, no_sync, self.method.adds_after_step, self.method.decides_replays)
+        self.scope = Scope(options.scope, model, no_sync, self.method.adds_after_step, self.method.decides_replays)
         self.loss_scale = loss_scale
         self.metrics: dict[str, Tensor | float] = {}
         kept = Kept(self.method.name, self.method.keeps, self.weights)

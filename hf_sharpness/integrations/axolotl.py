@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pydantic
 from axolotl.integrations.base import BasePlugin
 
-from ..argument_fields import shared_arguments
+from ..argument_definitions import shared_arguments
 from ..arguments import SharpnessArguments as SharpnessArguments
 from ..methods import METHODS
 from ..trainer import SharpnessTrainerMixin

@@ -34,6 +34,10 @@ class Method:
     """Which of these metrics is the size of what is added after the step over the base's step. Empty: none."""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """For tables: forms of the method, each with hyper-parameters. Empty: one, by the method's name."""
+    shown: ClassVar[Mapping[str, str]] = {}
+    """For its plain-loop class: attributes that it shows beside those of every method -> their names here."""
+    without_epochs: ClassVar[Mapping[str, Any]] = {}
+    """Hyper-parameters with another default in a plain loop, as long as it does not say when its epochs begin."""
     without_after_step: ClassVar[tuple[str, Any] | None] = None
     """A hyper-parameter and the value with which nothing is added after the step, for errors. None: there is none."""
 
@@ -44,7 +48,7 @@ class Method:
                 setattr(cls, attribute, getattr(Method, attribute))
 
     def __post_init__(self) -> None:
-        check_hyperparameters(type(self), dataclasses.asdict(self))
+        check_hyperparameters(self)
 
     def resolved(self, adaptive_base: bool) -> Method:
         """The method with every default filled in that depends on the base optimizer.

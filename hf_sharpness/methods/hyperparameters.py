@@ -83,15 +83,30 @@ class Hyperparameter:
         members = typing.get_args(self.type) if union else (self.type,)
         return tuple(member for member in members if member is not type(None))
 
-    def check(self, value: Any, named: str) -> None:
+    def accepts(self, value: Any) -> bool:
+        """Whether a value is valid: of a type that the hyper-parameter has, finite, and one that its author allows."""
+        if value is not None and not any(_is(value, kind) for kind in self.kinds):
+            return False
+        try:
+            return bool(self.valid(value))
+        except (TypeError, ValueError):  # `value >= 0` of None
+            return False
+
+    def check(self, value: Any, named: str | None = None) -> None:
         """Raise a ValueError for a value that is not valid.
 
         Args:
             value: the value.
-            named: how the caller calls the hyper-parameter.
+            named: how the caller calls the hyper-parameter. Default None: by its name.
         """
-        if not self.valid(value):
-            raise ValueError(f"{named}={value!r} is not valid: {self.require}")
+        if not self.accepts(value):
+            raise ValueError(f"{named or self.name}={value!r} is not valid: {self.require}")
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    return is_number(value) if kind is float else isinstance(value, kind)
 
 
 def hyperparameters(cls: type, prefix: str | None = None) -> dict[str, Hyperparameter]:
@@ -106,7 +121,7 @@ def hyperparameters(cls: type, prefix: str | None = None) -> dict[str, Hyperpara
     for field in dataclasses.fields(cls):
         definition = _definition(cls, field.name)
         if definition:
-            argument = f"{prefix or _introduced_by(cls, field.name)}_{field.name}"
+            argument = f"{_introduced_by(cls, field.name) if prefix is None else prefix}_{field.name}"
             found[field.name] = Hyperparameter(field.name, argument, hints[field.name], field.default, **definition)
     return found
 
@@ -123,14 +138,7 @@ def _introduced_by(cls: Any, name: str) -> str:
     return next((vars(base)["name"] for base in bases if "name" in vars(base)), cls.name)
 
 
-def check_hyperparameters(cls: type, values: Mapping[str, Any]) -> None:
-    """Raise a ValueError that names the first hyper-parameter of ``cls`` whose value is not valid.
-
-    Args:
-        cls: a method, or the options that all methods have.
-        values: hyper-parameters by their name in ``cls``.
-    """
-    for name in (field.name for field in dataclasses.fields(cls) if field.name in values):
-        definition = _definition(cls, name)
-        if definition and not definition["valid"](values[name]):
-            raise ValueError(f"{name}={values[name]!r} is not valid: {definition['require']}")
+def check_hyperparameters(instance: Any) -> None:
+    """Raise a ValueError that names the first hyper-parameter of a method, or of the options, that is not valid."""
+    for name, hyperparameter in hyperparameters(type(instance), "").items():
+        hyperparameter.check(getattr(instance, name))

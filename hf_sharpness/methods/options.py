@@ -27,9 +27,9 @@ class Options:
         + "; ".join(f"`{name}`: {meaning}" for name, meaning in SCOPES.items())
         + ".",
         require=f"must be one of {', '.join(SCOPES)}",
-        valid=lambda v: isinstance(v, str) and v in SCOPES,
+        valid=lambda v: v in SCOPES,
         choices=tuple(SCOPES),
     )
 
     def __post_init__(self) -> None:
-        check_hyperparameters(type(self), dataclasses.asdict(self))
+        check_hyperparameters(self)

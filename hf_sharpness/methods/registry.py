@@ -211,7 +211,7 @@ def _check_arguments(cls: type[Method]) -> None:
                 "must be bool, int, float, str or several of them"
             )
         hyperparameter.check(hyperparameter.default, f"{_called(cls)}: the default {hyperparameter.name}")
-        if hyperparameter.default is not None and hyperparameter.valid(None):
+        if hyperparameter.default is not None and hyperparameter.accepts(None):
             raise ValueError(
                 f'{_called(cls)}: {hyperparameter.name} may be None, which stands for "not given" and then for the '
                 f"default {hyperparameter.default!r}: make None the default, or choose another value for it"

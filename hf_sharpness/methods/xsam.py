@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -52,6 +53,8 @@ class XSAM(SAM):
 }"""
     scopes: ClassVar[tuple[str, ...]] = ("global",)
     metrics: ClassVar[tuple[str, ...]] = ("xsam_alpha", "xsam_psi")
+    shown: ClassVar[Mapping[str, str]] = {"alpha": "alpha_in_use"}
+    without_epochs: ClassVar[Mapping[str, Any]] = {"refresh": 100}
 
     rho_max: float | None = hyperparameter(
         None,
@@ -107,6 +110,11 @@ class XSAM(SAM):
         return self.search_due
 
     @property
+    def alpha_in_use(self) -> float | None:
+        """The fixed alpha, else what the last search found (None before the first)."""
+        return self.found_alpha if self.alpha is None else self.alpha
+
+    @property
     def search_due(self) -> bool:
         """Whether the coming step searches for alpha."""
         if self.alpha is not None:
@@ -130,7 +138,7 @@ class XSAM(SAM):
             self.found_alpha = self.search(step, v0, g, v0_norm, g_norm, psi)
         self.steps_taken += 1
         self.epoch_begins = False
-        alpha = next((a for a in (self.alpha, self.found_alpha) if a is not None), 1.0)
+        alpha = 1.0 if self.alpha_in_use is None else self.alpha_in_use
 
         c0, c1 = slerp_weights(psi, alpha)
         scale_(v0, g_norm * c0 * reciprocal(v0_norm))

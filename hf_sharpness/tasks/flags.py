@@ -11,7 +11,7 @@ from typing import Any
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from ..argument_fields import shared_arguments
+from ..argument_definitions import shared_arguments
 from ..arguments import SharpnessArguments, TrainingArguments
 from .bundled import ABOUT_RECIPES, find_recipe
 from .errors import RecipeError, nearest

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from ..argument_fields import shared_arguments
+from ..argument_definitions import shared_arguments
 from ..methods.registry import most_shared
 from ..sharing.fetch import MAX_BYTES, fetch, read
 from ..sharing.values import short

@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 
 import hf_sharpness
 from hf_sharpness import Seq2SeqTrainingArguments, SharpnessArguments, TrainingArguments
-from hf_sharpness.argument_fields import defaults, shared_arguments
+from hf_sharpness.argument_definitions import defaults, shared_arguments
 from hf_sharpness.sharing.config import parse_config
 
 OTHER = {

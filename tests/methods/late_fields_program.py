@@ -105,6 +105,9 @@ class Undecorated(Deeper):
     pass
 
 
+Executed: Any = None
+
+
 exec(
     "@dataclasses.dataclass\n"
     "class Executed(Base):\n"

@@ -1,0 +1,84 @@
+"""What cannot work, refused with a remedy: of training arguments, and of a method's names among them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import transformers
+
+from .argument_definitions import STOCK_NAMES, hyperparameter_arguments
+from .argument_fields import ArgumentFields
+from .engine.deepspeed.config import check_config, read_config
+from .engine.optimizers import is_adaptive
+from .methods import METHODS, Method, registry
+
+
+def check_arguments(arguments: Any) -> None:
+    """Raise a ValueError for the first sharpness argument that is not valid, or makes no sense with others."""
+    if arguments.optim not in METHODS and arguments.optim not in STOCK_NAMES:
+        raise ValueError(
+            f"optim={arguments.optim!r} is not known: must be one of {', '.join(METHODS)}, or one of transformers' own "
+            f"({', '.join(STOCK_NAMES)})"
+        )
+    if arguments.base_optim not in STOCK_NAMES:
+        remedy = f"choose the method with optim={arguments.base_optim!r}; " if arguments.base_optim in METHODS else ""
+        raise ValueError(
+            f"base_optim={arguments.base_optim!r} is not known: {remedy}must be one of {', '.join(STOCK_NAMES)}"
+        )
+    own = registry.arguments_of(METHODS[arguments.optim]) if arguments.uses_sharpness else {}
+    for argument, hyperparameter in {**hyperparameter_arguments(), **own}.items():
+        hyperparameter.check(getattr(arguments, argument), argument)
+    if arguments.uses_sharpness:
+        _check_combinations(arguments)
+
+
+def _check_combinations(arguments: Any) -> None:
+    scopes = METHODS[arguments.optim].scopes
+    if arguments.sam_scope not in scopes:
+        raise ValueError(
+            f"sam_scope={arguments.sam_scope!r} is not defined for optim={arguments.optim!r}: use "
+            f"sam_scope={scopes[0]!r}"
+        )
+    if arguments.base_optim.endswith("layerwise") or "lomo" in arguments.base_optim:
+        raise ValueError(
+            f"base_optim={arguments.base_optim!r} steps inside the backward pass, before a sharpness-aware gradient "
+            "exists: use an optimizer that steps after it, such as base_optim='adamw_torch' or 'galore_adamw'"
+        )
+    method = arguments.method().resolved(is_adaptive(arguments.base_optim))
+    if arguments.base_optim.startswith("schedule_free") and method.adds_after_step:
+        named = {h.name: argument for argument, h in registry.arguments_of(type(method)).items()}
+        raise ValueError(
+            f"{method.after_step_setting(named)} does not fit base_optim={arguments.base_optim!r}, which keeps the "
+            f"weights in a second form of its own that the term would not move: use "
+            f"{method.after_step_remedy(named)}"
+        )
+    deepspeed = read_config(getattr(arguments, "deepspeed", None))
+    if deepspeed is not None:
+        check_config(deepspeed)
+    if arguments.sam_scope != "global" and (getattr(arguments, "deepspeed", None) or _accelerate_uses_deepspeed()):
+        raise ValueError(
+            f"sam_scope={arguments.sam_scope!r} does not run under DeepSpeed, whose ranks hold parts of the gradient: "
+            "use sam_scope='global' (FSDP2 has that one too), or DistributedDataParallel without DeepSpeed"
+        )
+
+
+def _accelerate_uses_deepspeed() -> bool:
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true", "yes", "on", "y", "t")
+
+
+def check_names(cls: type[Method]) -> None:
+    """Raise a ValueError where the name of a method, or of an argument of its, is another thing's already."""
+    if cls.name in STOCK_NAMES:
+        raise ValueError(f"register({cls.__name__}): {cls.name!r} is an optimizer of transformers: choose another name")
+    for argument in registry.arguments_of(cls).keys() - registry.arguments().keys():
+        for owner in (transformers.Seq2SeqTrainingArguments, ArgumentFields, *_below(ArgumentFields)):
+            if hasattr(owner, argument) or argument in owner.__dataclass_fields__:
+                raise ValueError(
+                    f"register({cls.__name__}): {owner.__name__} has an argument or attribute {argument} already: give "
+                    "the method or the hyper-parameter another name"
+                )
+
+
+def _below(cls: type) -> list[type]:
+    return [found for subclass in cls.__subclasses__() for found in (subclass, *_below(subclass))]
