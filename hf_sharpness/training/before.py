@@ -31,6 +31,14 @@ class BeforeStep:
         # Usually there are none.
         self.gradients = [(p, None if p.grad is None else p.grad.clone()) for p in parameters]
 
+    def call_ended(self) -> None:
+        """A micro-batch of the step is done with; what changes until ``call_begins`` is the training loop's doing."""
+        self.counters.pause()
+
+    def call_begins(self) -> None:
+        """The next one begins."""
+        self.counters.go_on()
+
     def restore(self) -> None:
         """All of it as it was."""
         self.random_state.restore()

@@ -43,18 +43,44 @@ class Tally:
     def __init__(self, owner: object) -> None:
         self.owner = owner
         self.before = dict(vars(owner))
+        self.others: set[str] = set()
+        self.paused: dict[str, object] = {}
         for name, value in vars(owner).items():
             if _is_counted(name, value):
                 with contextlib.suppress(_TooLarge):
                     self.before[name] = _copy(value, [_MAX_CONTAINERS])
 
+    def pause(self) -> None:
+        """From now on others count: the numbers and tensors that they change are theirs, and stay."""
+        self.paused = _marks(self.owner)
+
+    def go_on(self) -> None:
+        """They have counted."""
+        marks = _marks(self.owner)
+        self.others |= {name for name, mark in self.paused.items() if marks.get(name) != mark}
+
     def restore(self) -> None:
         """Take it back. Containers are then new ones."""
         own = vars(self.owner)
         for name, value in self.before.items():
-            if type(value) is bool or (value is None and type(own.get(name)) not in (int, float)):
+            if (
+                name in self.others
+                or type(value) is bool
+                or (value is None and type(own.get(name)) not in (int, float))
+            ):
                 continue
             own[name] = value
+
+
+def _marks(owner: object) -> dict[str, object]:
+    """For every number and tensor something that differs once it has changed."""
+    marks: dict[str, object] = {}
+    for name, value in vars(owner).items():
+        if type(value) in (int, float):
+            marks[name] = value
+        elif isinstance(value, Tensor):
+            marks[name] = id(value), value._version
+    return marks
 
 
 class _TooLarge(Exception):

@@ -115,8 +115,9 @@ class Steps:
 
     def _tried(self, call: Call) -> Any:
         """The inner call is repeated, as long as the outermost one does no more to the gradient than that did."""
-        if not self.calls:
+        if self.before is None or not self.calls:
             self.before = BeforeStep(self.trainer, self.engine)
+        self.before.call_begins()
         self.calls.append(call)
         self.asked = False
         call.kept = copied(call.inputs)
@@ -133,6 +134,7 @@ class Steps:
             self.calls.remove(call)  # skipped
         if not call.last:
             self.differs = self.differs or differs
+            self.before.call_ended()
             return result
         if not self.asked:
             self._ask(differs)

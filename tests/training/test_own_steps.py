@@ -1,0 +1,93 @@
+"""A training_step of the user's own, under every method and scope, against the same step done by hand in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from models import Net, classification, steps_of
+from own_steps import CASES, EXTRA, ROWS, Extra, ExtraEachTime, Masked, by_hand
+from reference import Spec, by_name
+from reference.methods import Plain
+
+import hf_sharpness
+
+METHODS = [
+    *by_name("sam", "asam-k2", "wsam-coupled", "wsam-decoupled", "xsam", "xsam-k3"),
+    Spec("sam-device", "sam", {"rho": 0.2, "scope": "device"}),
+    Spec("sam-micro-batch", "sam", {"rho": 0.2, "scope": "micro_batch"}),
+    Spec("wsam-coupled-micro-batch", "wsam", {"rho": 0.2, "mode": "coupled", "gamma": 0.8, "scope": "micro_batch"}),
+    Spec("wsam-decoupled-micro-batch", "wsam", {"rho": 0.2, "mode": "decoupled", "scope": "micro_batch"}),
+]
+ITEMS = classification(96)
+OPTIONS = {"max_steps": 3, "learning_rate": 0.1, "max_grad_norm": 0.0}
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+every_accumulation = pytest.mark.parametrize("accumulation", [1, 4])
+
+
+def of_ours(case: type) -> type:
+    return type("Own", (case, hf_sharpness.Trainer), {})
+
+
+def steps(accumulation: int) -> Any:
+    return (steps_of(ITEMS, 8, accumulation) * 3)[:3]
+
+
+@every_case
+@every_accumulation
+@pytest.mark.parametrize("spec", METHODS, ids=str)
+def test_as_by_hand(spec: Spec, accumulation: int, case: type, train: Any) -> None:
+    arguments = {**spec.arguments(), "base_optim": "sgd", **OPTIONS, "gradient_accumulation_steps": accumulation}
+    run = train(Net().double(), ITEMS, trainer_class=of_ours(case), **arguments)
+    expected = by_hand(CASES[case], spec.reference(), steps(accumulation), lr=0.1)
+    torch.testing.assert_close(torch.stack(run.weights), torch.stack(expected), rtol=1e-9, atol=1e-9)
+    assert "training_step" not in vars(run.trainer)
+
+
+@every_case
+@every_accumulation
+def test_the_step_by_hand_is_the_stock_one(accumulation: int, case: type, train: Any) -> None:
+    """And rho 0 is the stock one bit for bit, dropout on."""
+    options = {**OPTIONS, "gradient_accumulation_steps": accumulation}
+    stock_class = type("Stock", (case, transformers.Trainer), {})
+    run = train(Net().double(), ITEMS, trainer_class=stock_class, stock=True, optim="sgd", **options)
+    expected = by_hand(CASES[case], Plain(), steps(accumulation), lr=0.1)
+    torch.testing.assert_close(torch.stack(run.weights), torch.stack(expected), rtol=1e-9, atol=1e-9)
+
+    model = Net(lambda: torch.nn.Dropout(0.3)).double()
+    stock = train(model, ITEMS, trainer_class=stock_class, stock=True, optim="sgd", **options)
+    for scope in ("global", "micro_batch"):
+        arguments = {"optim": "sam", "base_optim": "sgd", "sam_rho": 0.0, "sam_scope": scope, **options}
+        ours = train(model, ITEMS, trainer_class=of_ours(case), **arguments)
+        for mine, theirs in zip(ours.weights, stock.weights, strict=True):
+            if scope == "global":
+                assert torch.equal(mine, theirs)
+            torch.testing.assert_close(mine, theirs)
+        assert ours.series("loss") == stock.series("loss")
+
+
+@pytest.mark.parametrize("spec", METHODS, ids=str)
+@pytest.mark.parametrize(("case", "times"), [(Extra, 1), (ExtraEachTime, 4)])
+def test_an_extra_gradient_arrives_as_it_is(case: type, times: int, spec: Spec, train: Any) -> None:
+    """Of a loss that does not change with the weights nothing else is left."""
+
+    class Flat(of_ours(case)):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            return super().compute_loss(*args, **kwargs) * 0.0
+
+    arguments = {**spec.arguments(), "base_optim": "sgd", **OPTIONS, "gradient_accumulation_steps": 4, "max_steps": 1}
+    run = train(Net().double(), ITEMS, trainer_class=Flat, **arguments)
+    moved = torch.cat([p.detach().flatten() for p in Net().double().parameters()]) - run.weights[0]
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.1 * EXTRA * times), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("spec", METHODS, ids=str)
+@pytest.mark.parametrize("base", ["sgd", "adamw_torch"])
+def test_what_a_mask_freezes_does_not_move(base: str, spec: Spec, train: Any) -> None:
+    arguments = {**spec.arguments(), "base_optim": base, **OPTIONS, "gradient_accumulation_steps": 4}
+    run = train(Net().double(), ITEMS, trainer_class=of_ours(Masked), **arguments)
+    before, after = Net().double().first.weight, run.model.first.weight
+    assert torch.equal(after[:ROWS], before[:ROWS])
+    assert (after[ROWS:] != before[ROWS:]).all()
