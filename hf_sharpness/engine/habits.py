@@ -31,6 +31,7 @@ class Habits:
     Attributes:
         touch_gradients: closures read or set p.grad, so that a replay must begin without a gradient there.
         need_derivatives: the loss is made from derivatives, so that a probe must have them.
+        are_whole_steps: closures may do anything to gradients, see ``allow_for_whole_steps``.
         idle: whether the last closure can be seen to have run no backward pass.
         asks_factors: whether to find ``factors``.
         factors: what the last closure multiplied means by before it ran backward; empty if that was not watched.
@@ -39,11 +40,15 @@ class Habits:
     def __init__(self, model: nn.Module, weights: Weights) -> None:
         self.model = model
         self.weights = weights
-        self.touch_gradients = self.need_derivatives = False
+        self.touch_gradients = self.need_derivatives = self.are_whole_steps = False
         self.idle = False
         self.asks_factors = False
         self.factors: list[float | None] = []
         self.foreign: list[weakref.ref[Tensor]] = []
+
+    def allow_for_whole_steps(self) -> None:
+        """From now on a closure is a training step of the user's own, which may read, change and drop gradients."""
+        self.touch_gradients = self.need_derivatives = self.are_whole_steps = True
 
     def first_pass(self, closure: Closure, number: int, always: bool, continues: bool) -> Any:
         """Make it, watched or not.
@@ -69,7 +74,7 @@ class Habits:
             return result
         watch = Watch(self.weights.parameters(), self.asks_factors)
         result = watch.run(closure)
-        if watch.drops and continues:
+        if watch.drops and continues and not self.are_whole_steps:
             raise RuntimeError(ZEROED)
         self.touch_gradients |= watch.touches
         self.need_derivatives |= watch.differentiates

@@ -189,11 +189,21 @@ class Passes(Climbs):
                 raise
         self._end_probe()
         self.habits.need_derivatives |= mode.incomplete
-        return None if mode.incomplete else loss
+        return None if mode.incomplete else self._descended(loss, mode)
+
+    def _descended(self, returned: Tensor, mode: SkipBackward) -> Tensor:
+        """What is descended: the sum of all that was differentiated, of which a closure may return a part."""
+        if len(mode.losses) <= (0 if self.habits.are_whole_steps else len(self.micro_batches)):
+            return returned
+        return torch.stack([value.to(returned) for value in mode.losses]).sum() / self.loss_scale
 
     def _with_derivatives(self) -> Tensor:
         """The loss of a whole pass, whose gradients are dropped."""
-        loss = self._pass(reduce=False)
+        mode = self.skip_backward = SkipBackward(skips=False)
+        with mode:
+            loss = self._pass(reduce=False)
+        self._end_probe()
+        loss = self._descended(loss, mode)
         for parameter in self.trainable + [p for p, _ in self.bystanders]:
             parameter.grad = None
         self.weights.before_replay()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .watch import BACKWARD, reads_gradient
@@ -13,7 +14,11 @@ from .watch import BACKWARD, reads_gradient
 class SkipBackward(TorchFunctionMode):
     """Turns ``loss.backward()`` into nothing, so that a forward-and-backward closure serves as a forward probe.
 
+    Args:
+        skips: False lets ``backward`` be, and only notes its losses.
+
     Attributes:
+        losses: what ``backward`` was called on, detached: scalars without a gradient of their own.
         over: whether the probe has ended. An interrupt that comes while the mode is being left leaves it on torch's
             stack, where it must do nothing from then on.
         incomplete: whether the closure wanted derivatives for its loss, which it cannot have like this.
@@ -23,10 +28,23 @@ class SkipBackward(TorchFunctionMode):
     incomplete = False
     skipped = False
 
+    def __init__(self, skips: bool = True) -> None:
+        super().__init__()
+        self.skips = skips
+        self.losses: list[Tensor] = []
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if not self.over:
             if func in BACKWARD:
-                self.skipped = True
-                return None
+                self._note(*args, **kwargs)
+                if self.skips:
+                    self.skipped = True
+                    return None
             self.incomplete |= func is torch.autograd.grad or (self.skipped and reads_gradient(func))
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
+
+    def _note(self, tensors: Any, gradient: Any = None, *args: Any, grad_tensors: Any = None, **kwargs: Any) -> None:
+        if gradient is None and grad_tensors is None:
+            losses = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+            self.losses += [loss.detach().reshape(()) for loss in losses if loss.numel() == 1]

@@ -170,6 +170,7 @@ class Steps:
         """Take the step back, and take it as a whole, as all later ones."""
         calls, self.calls = self.calls, []
         self.whole = True
+        self.engine.habits.allow_for_whole_steps()
         self.engine.abort()
         self.before.restore()
         self.replaying = True  # what the first attempt has logged is not logged again

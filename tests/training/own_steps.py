@@ -129,7 +129,7 @@ class Own:
 
 
 class Attacked:
-    """FGM: a second backward where the first layer's weights are moved along its gradient, put back through `.data`."""
+    """FGM: a second backward where the first layer's weights are moved along its gradient, put back."""
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)
@@ -138,7 +138,7 @@ class Attacked:
         weight.data.add_(0.5 * weight.grad / weight.grad.norm())
         attacked = self.compute_loss(model, self._prepare_inputs(inputs))
         self.accelerator.backward(attacked)
-        weight.data = backup
+        weight.data.copy_(backup)
         return loss + attacked.detach()
 
 
@@ -263,6 +263,10 @@ CASES: dict[type, Reference] = {
     Ascending: edited(lambda g, last: -g if last else g),
     Deep: deep,
 }
+
+
+NOT_ADDITIVE = {Decayed, Clipped, Attacked, Ascending}
+"""What these do to a micro-batch's gradient depends on those before it: scope `micro_batch` shows them none."""
 
 
 @dataclass

