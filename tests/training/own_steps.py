@@ -287,7 +287,7 @@ class OwnProblem:
         n, g, total = len(self.micro_batches), torch.zeros_like(w), 0.0
         for number in self.numbers:
             g, loss = self.step(self.net, self.micro_batches[number], g, n, number == n - 1)
-            total += float(loss)
+            total += float(loss.detach())
         return total, g
 
     def loss(self, w: Tensor) -> float:
