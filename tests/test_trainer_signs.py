@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import types
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from models import Net, classification
+
+from hf_sharpness.methods import Method, Step, hyperparameter, register
+from hf_sharpness.methods.hyperparameters import is_number
+from hf_sharpness.methods.registry import unregister
 
 ITEMS = classification(64, torch.float32)
 STEPS = {"max_steps": 16, "base_optim": "sgd", "learning_rate": 0.01}
@@ -123,9 +128,35 @@ def test_no_better_than_guessing(train: Any) -> None:
     given = {"optim": "sam", "learning_rate": 0.0, "num_train_epochs": 2}
     model = NetForSequenceClassification()
     message = only(run(train, model, wrong_labels(model), **given))
-    assert "is still that of guessing among 3 classes (1.1) or more: sam_rho=0.05 or learning_rate=0.0" in message
+    assert "is still that of guessing among 3 classes (1.1) or more. Make sam_rho=0.05 smaller" in message
+    assert "learning_rate=0.0 is too large, or too small" in message
     model = Net()
     assert not run(train, model, wrong_labels(model), **given), "it does not say how many classes it has"
+
+
+def test_a_method_of_ones_own(train: Any) -> None:
+    """It has none of the hyper-parameters that the signs know: the method is named in their place."""
+
+    @register
+    @dataclasses.dataclass
+    class Far(Method):
+        name: ClassVar[str] = "far"
+        distance: float = hyperparameter(50.0, help="How far.", require="any number", valid=is_number)
+
+        @property
+        def replays(self) -> int:
+            return 1
+
+        def run(self, step: Step) -> None:
+            step.climb(self.distance)
+            step.replay()
+
+    try:
+        message = only(run(train, Net(), optim="far"))
+        assert message.startswith("the step of optim='far' is too large: for 10 logs")
+        assert any("halve the step of optim='far'" in m for m in run(train, NotANumber(), optim="far"))
+    finally:
+        unregister("far")
 
 
 @pytest.mark.parametrize("optim", ["sam", "wsam", "xsam"])

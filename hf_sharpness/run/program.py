@@ -26,7 +26,7 @@ def run_module(name: str, arguments: list[str]) -> None:
     sys.argv[:] = ["-m", *arguments]
     _new_main()
     # Private, and what `python -m` itself calls: runpy.run_module would take the module from `__main__` at the end.
-    runpy._run_module_as_main(name)
+    runpy._run_module_as_main(name)  # type: ignore[attr-defined]
 
 
 def run_path(path: str, arguments: list[str]) -> None:
@@ -38,7 +38,7 @@ def run_path(path: str, arguments: list[str]) -> None:
             del sys.path[0]
         sys.path.insert(0, full)
         _new_main()
-        runpy._run_module_as_main("__main__", alter_argv=False)
+        runpy._run_module_as_main("__main__", alter_argv=False)  # type: ignore[attr-defined]
         return
     with io.open_code(full) as file:
         source = file.read()

@@ -25,12 +25,13 @@ _CHOICE = re.compile(r"(--?)?(?:[\w.-]+[._-])?optim(?:izer)?(?:=(.*))?", re.DOTA
 def folder() -> Iterator[str]:
     """A private folder, named in the environment; within that of the `hf-sharpness run` that started this one."""
     outer = os.environ.get(REPORTS)
-    is_inner = outer is not None and os.path.isdir(outer)
-    place = os.environ[REPORTS] = tempfile.mkdtemp(prefix="hf-sharpness-", dir=outer if is_inner else None)
+    if outer is not None and not os.path.isdir(outer):  # it has ended
+        outer = None
+    place = os.environ[REPORTS] = tempfile.mkdtemp(prefix="hf-sharpness-", dir=outer)
     try:
         yield place
     finally:
-        if is_inner:
+        if outer is not None:
             os.environ[REPORTS] = outer
         else:
             del os.environ[REPORTS]

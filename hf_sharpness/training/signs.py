@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..methods import Method
+from ..methods import METHODS, WSAM, XSAM, Method
+from ..methods.registry import arguments_of
 from ..methods.wsam import DEFAULT_GAMMA
-from .names import argument_of
 
 LONG = 10
 """How many logs in a row are long."""
@@ -55,11 +55,11 @@ class Signs:
 
     def before_step(self) -> None:
         """Take note whether the coming step searches for alpha."""
-        self.searching = getattr(self.method, "search_due", False)
+        self.searching = isinstance(self.method, XSAM) and self.method.search_due
 
     def step(self, metrics: dict[str, Tensor | float]) -> None:
         """Take in what a step measured; no synchronisation with an accelerator."""
-        if self.searching and self.method.found_alpha is not None:
+        if self.searching and isinstance(self.method, XSAM) and self.method.found_alpha is not None:
             self.alphas.append(self.method.found_alpha)
         losses = [value for name in ("loss", "perturbed_loss") if isinstance(value := metrics.get(name), Tensor)]
         if losses:
@@ -93,13 +93,24 @@ class Signs:
             self.late.append(loss)
 
     def named(self, field: str) -> str:
-        """A hyper-parameter as an argument with its value."""
-        return f"{argument_of(self.method.name, field)}={getattr(self.method, field)!r}"
+        """A hyper-parameter as an argument with its value; in words, where the method has none of the name."""
+        argument = self.argument(field)
+        return f"{argument}={getattr(self.method, field)!r}" if argument else f"the step of optim={self.method.name!r}"
+
+    def argument(self, field: str) -> str | None:
+        """What a field of the method is called among the arguments; None where it has no such field."""
+        own = arguments_of(METHODS[self.method.name])
+        return next((argument for argument, h in own.items() if h.name == field), None)
 
     @property
-    def default_rho(self) -> float:
-        """What rho is by default; ASAM's is ten times SAM's."""
-        return type(self.method).rho * (10 if self.method.adaptive else 1)
+    def usual(self) -> dict[str, float]:
+        """What rho and gamma are by default, where the method has them; ASAM's rho is ten times SAM's."""
+        usual = {}
+        if self.argument("rho"):
+            usual["rho"] = type(self.method).rho * (10 if getattr(self.method, "adaptive", False) else 1)  # type: ignore[attr-defined]
+        if isinstance(self.method, WSAM):
+            usual["gamma"] = DEFAULT_GAMMA[self.method.mode]
+        return usual
 
 
 def rho_too_large(seen: Signs) -> str | None:
@@ -129,9 +140,10 @@ def does_nothing(seen: Signs) -> str | None:
 
 def gamma_too_close_to_1(seen: Signs) -> str | None:
     """Coupled WSAM that climbs the loss: the coefficient of g is far below zero, and the loss rises."""
-    gamma = getattr(seen.method, "gamma", None)
-    if gamma is None or seen.method.mode != "coupled" or len(seen.losses) < 2 * FEW:
+    method = seen.method
+    if not isinstance(method, WSAM) or method.gamma is None or method.mode != "coupled" or len(seen.losses) < 2 * FEW:
         return None
+    gamma = method.gamma
     coefficient = (1 - 2 * gamma) / (1 - gamma)
     means = [_mean(seen.losses[end - FEW : end]) for end in range(FEW, len(seen.losses) + 1)]
     lowest = min(seen.losses[0], *means)
@@ -140,7 +152,7 @@ def gamma_too_close_to_1(seen: Signs) -> str | None:
     return (
         f"{seen.named('gamma')} is too close to 1 for the coupled mode: the gradient at the weights counts "
         f"{coefficient:.2g} times, and the loss rises (from {lowest:.3g} to {means[-1]:.3g}). Use "
-        f"{argument_of(seen.method.name, 'gamma')}={DEFAULT_GAMMA['coupled']} or less"
+        f"{seen.argument('gamma')}={DEFAULT_GAMMA['coupled']} or less"
     )
 
 
@@ -150,13 +162,11 @@ def too_small(seen: Signs) -> str | None:
     falls_and_rises = all(b[0] < a[0] and b[1] > a[1] for a, b in itertools.pairwise(last))
     if len(last) <= SEARCHES or not falls_and_rises:
         return None
-    usual = {"rho": seen.default_rho}
-    if getattr(seen.method, "gamma", None) is not None:
-        usual["gamma"] = DEFAULT_GAMMA[seen.method.mode]
+    usual = seen.usual
     small = [field for field, value in usual.items() if getattr(seen.method, field) < value / 2]
     if not small:
         return None
-    remedy = " and ".join(f"{argument_of(seen.method.name, field)}={usual[field]}" for field in small)
+    remedy = " and ".join(f"{seen.argument(field)}={usual[field]}" for field in small)
     return (
         f"{' and '.join(map(seen.named, small))} too small to regularise: the training loss falls while the evaluation "
         f"loss has risen {SEARCHES} times in a row (now {last[-1][1]:.3g}). Try {remedy}"
@@ -166,18 +176,18 @@ def too_small(seen: Signs) -> str | None:
 def alpha_at_the_end(seen: Signs) -> str | None:
     """XSAM's search that would go on beyond its grid."""
     last = seen.alphas[-SEARCHES:]
-    if len(last) < SEARCHES:
+    if len(last) < SEARCHES or not isinstance(seen.method, XSAM):
         return None
     highest = seen.method.alpha_max
     if all(alpha >= highest * (1 - 1e-6) for alpha in last):
         return (
             f"alpha was found at the upper end of its grid in {SEARCHES} searches in a row: the highest loss lies "
-            f"beyond {seen.named('alpha_max')}. Raise it, or lower {argument_of(seen.method.name, 'rho_max')}"
+            f"beyond {seen.named('alpha_max')}. Raise it, or lower {seen.argument('rho_max')}"
         )
     if all(alpha <= highest * 1e-6 for alpha in last):
         return (
             f"alpha was found at the lower end of its grid, 0, in {SEARCHES} searches in a row: the gradient after the "
-            f"ascent adds nothing. Lower {argument_of(seen.method.name, 'rho_max')}, or use optim='sam'"
+            f"ascent adds nothing. Lower {seen.argument('rho_max')}, or use optim='sam'"
         )
     return None
 
@@ -201,8 +211,8 @@ def no_better_than_guessing(seen: Signs) -> str | None:
         return None
     return (
         f"the training loss ({loss:.3g}) is still that of guessing among {seen.classes} classes "
-        f"({guessing:.3g}) or more: {seen.named('rho')} or learning_rate={seen.args.learning_rate!r} is too large. "
-        "Make it smaller, by a factor of 5 or so"
+        f"({guessing:.3g}) or more. Make {seen.named('rho')} smaller, by a factor of 5 or so; if that does not help, "
+        f"learning_rate={seen.args.learning_rate!r} is too large, or too small"
     )
 
 

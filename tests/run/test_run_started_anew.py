@@ -65,6 +65,7 @@ def test_trains_with_the_method(launcher: str, process: Process, path: str, tmp_
     assert done.status == 0, done.log
     assert [e["sharpness"] > 0 for e in done.history if "loss" in e] == [True] * 3
     assert "hf-sharpness run" not in done.log
+    assert done.log.count("WSAM: rho 0.05, ") == done.log.count("WSAM: 3 of 3 optimizer steps") == 1, done.log
 
 
 def filled(command: list[str]) -> list[str]:
