@@ -535,6 +535,8 @@ def test_what_bfloat16_weights_keep_is_float32() -> None:
         loop = Loop(run, model=model)
     for _ in range(3):
         loop.method.backward(lambda: run_backward(model(torch.ones(1, 4, dtype=torch.bfloat16)).float().mean()))
+        loop.optimizer.step()
+        loop.optimizer.zero_grad()
     assert values == pytest.approx([1.0, 0.999, 0.998001], rel=1e-6)
 
 
