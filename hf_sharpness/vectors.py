@@ -70,6 +70,11 @@ def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
+def placement(tensor: Any) -> str:
+    """How a sharded tensor lies on its device mesh, in words."""
+    return f"{tensor.device_mesh.shape} {tensor.placements}"
+
+
 def clone(vector: Vector) -> Vector:
     """A copy in storage of its own."""
     copies = [torch.empty_like(t) for t in vector]

@@ -65,7 +65,8 @@ class Passes(Climbs):
         self.buffers_after = BufferState(model)
         self.random_after = RandomState(accelerators_of(model.parameters()))
         self.term: tuple[Vector, float] | None = None
-        self.counted: Replays | None = None
+        self.device = loss.device
+        self.counted: Replays  # once the method runs
         self.skip_backward: SkipBackward | None = None
         optimized = {id(p) for p in self.trainable}
         others = [p for p in model.parameters() if id(p) not in optimized and p.requires_grad]
@@ -77,7 +78,7 @@ class Passes(Climbs):
         """Run the method; afterwards p.grad holds its gradient, and weights, buffers and random state are as before."""
         try:
             try:
-                self.counted = Replays(self.method, self, self.weights.rank_groups, self.metrics["loss"].device)
+                self.counted = Replays(self.method, self, self.weights.rank_groups, self.device)
                 self.method.run(self)
                 self.counted.check_all_made()
                 if self.checks_overflow:

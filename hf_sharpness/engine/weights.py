@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..vectors import Vector, is_sharded, local
+from ..vectors import Vector, is_sharded, local, placement
 from .parallel import is_tensor_parallel, rank_groups, sharded_modules
 
 
@@ -75,7 +75,7 @@ class Weights:
         """What this rank has of the weights, in words: equal where every rank holds the same part as before."""
         params = self.parameters()
         sizes = [torch.distributed.get_world_size(group) for group in self.rank_groups()]
-        places = sorted({f"{p.device_mesh.shape} {p.placements}" for p in params if is_sharded(p)})
+        places = sorted({placement(p) for p in params if is_sharded(p)})
         ranks = f"{math.prod(sizes)} rank" + ("s" if sizes else "")
         return f"{ranks} (shard {self.shard_index()}, {', '.join(places)})" if places else ranks
 

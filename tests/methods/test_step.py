@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from hf_sharpness.loop import SharpnessAware
 from hf_sharpness.methods import Method, Step
 
+pytestmark = pytest.mark.filterwarnings("ignore:method.backward was called again")  # nothing is trained here
+
 STEPS = steps_of(classification(48), 8)
 Run = Callable[[Step], None]
 

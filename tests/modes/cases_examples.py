@@ -10,11 +10,14 @@ sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
 import torch
 from cases import EXAMPLES
-from cases_trainer import trainer
+from cases_ddp import whole
+from cases_trainer import LLAMA, WRAPPED, load, texts, trainer
 from launch import case
-from models import Net, classification
+from models import Net, classification, collate
+from own_methods import Everything
 from specs_of_modes import BASE, MAX_NORM, without_decay
 
+from hf_sharpness.loop import SharpnessAware
 from hf_sharpness.methods import register
 
 EXAMPLE = {str(example): example for example in EXAMPLES}
@@ -49,6 +52,38 @@ def resumed(directory: Path, name: str) -> dict[str, Any]:
     rest = run(directory, name, resume=checkpoint)
     files = sorted(file.name for file in checkpoint.glob("sharpness_state*"))
     return {"whole": whole.weights[2:], "rest": rest.weights, "files": files, "checkpoint": str(checkpoint)}
+
+
+@case(*[f"{wrapper}-{name}" for wrapper in WRAPPED for name in EXAMPLE])
+def llama_by(directory: Path, name: str) -> list[torch.Tensor]:
+    """Sharded by transformers at load time."""
+    wrapper, _, name = name.partition("-")
+    arguments = LLAMA | EXAMPLE[name].arguments
+    made = trainer(directory, load(directory, **WRAPPED[wrapper]), texts(), **arguments)
+    made.train()
+    return made.weights
+
+
+@case("1", "2")
+def tensor_parallel(directory: Path, size: str) -> list[torch.Tensor]:
+    """All ranks see the same batch; some weights are whole on each of them."""
+    model = load(directory, **({"tp_size": 2} if size == "2" else {}))
+    optimizer = BASE.torch(model.parameters())
+    method = SharpnessAware(Everything(), model, optimizer, total_steps=4)
+    weights = []
+    for start in range(0, 16, 4):
+        batch = collate(texts()[start : start + 4])
+
+        def closure(batch: Any = batch) -> torch.Tensor:
+            loss = model(**batch).loss
+            loss.backward()
+            return loss.detach()
+
+        method.backward(closure)
+        optimizer.step()
+        optimizer.zero_grad()
+        weights.append(whole(model))
+    return weights
 
 
 @case("friendly_sam")

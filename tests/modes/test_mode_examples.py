@@ -31,6 +31,24 @@ def test_ddp_equals_one_process(example: Example, ranks: Launcher) -> None:
         torch.testing.assert_close(ours, record.weights, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("wrapper", ["fsdp2", "hsdp"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+def test_sharded_at_load_equals_ddp(wrapper: str, example: Example, ranks: Launcher) -> None:
+    """A tiny Llama in float64."""
+    launched = ranks("cases_examples")
+    for ours, ddp in zip(launched[f"llama_by-{wrapper}-{example}"], launched[f"llama_by-ddp-{example}"], strict=True):
+        for sharded, replicated in zip(ours, ddp, strict=True):
+            torch.testing.assert_close(sharded, replicated, rtol=0, atol=1e-9)
+
+
+def test_all_that_step_offers_under_tensor_parallelism(ranks: Launcher) -> None:
+    """As on one process, random directions included."""
+    launched = ranks("cases_examples")
+    for ours, alone in zip(launched["tensor_parallel-2"], launched["tensor_parallel-1"], strict=True):
+        for sharded, one in zip(ours, alone, strict=True):
+            torch.testing.assert_close(sharded, one, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["friendly_sam", "looksam"])
 def test_ddp_resumes_bit_for_bit(name: str, ranks: Launcher) -> None:
     for result in ranks("cases_examples")[f"resumed-{name}"]:
