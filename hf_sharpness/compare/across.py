@@ -17,7 +17,7 @@ from .judge import unit_of
 from .results import Study
 from .tables import arm_title, table
 
-_RESAMPLES = 2_000
+_RESAMPLES = 1_000
 
 
 def markdown(studies: Sequence[Study]) -> str:

@@ -77,13 +77,7 @@ def judge(plan: Plan, outcomes: Mapping[str, Outcome], labels: np.ndarray | None
         outcomes: Of all arms.
         labels: [test examples] class ids; None where the runs do not tell.
     """
-    unit = unit_of(plan, outcomes)
-    margin = margin_of(plan, outcomes, unit)
-    complete: dict[str, list[Pair]] = {}
-    for arm in plan.sharpness_arms:
-        involved = [outcomes[name] for name in (arm.name, *arm.bases)]
-        if all(outcome.complete for outcome in involved):
-            complete[arm.name] = [_pair(plan, involved[0], base, labels, unit) for base in involved[1:]]
+    complete, unit, margin = pairs_of(plan, outcomes, labels)
     decisions = decide(complete, margin)
     found = []
     for arm in plan.sharpness_arms:
@@ -93,6 +87,22 @@ def judge(plan: Plan, outcomes: Mapping[str, Outcome], labels: np.ndarray | None
         sentence = _sentence(plan, arm.name, outcomes, decision, pairs, limit, unit, margin)
         found.append(Judgement(arm.name, decision, pairs, limit, unit, sentence))
     return found
+
+
+def pairs_of(
+    plan: Plan, outcomes: Mapping[str, Outcome], labels: np.ndarray | None
+) -> tuple[dict[str, list[Pair]], Unit, float]:
+    """The gains of every sharpness-aware arm over its base arms, their unit, and the margin of equivalence in it.
+
+    An arm is left out where a score of it, or of a base arm of it, is no finite number.
+    """
+    unit = unit_of(plan, outcomes)
+    complete: dict[str, list[Pair]] = {}
+    for arm in plan.sharpness_arms:
+        involved = [outcomes[name] for name in (arm.name, *arm.bases)]
+        if all(outcome.complete for outcome in involved):
+            complete[arm.name] = [_pair(plan, involved[0], base, labels, unit) for base in involved[1:]]
+    return complete, unit, margin_of(plan, outcomes, unit)
 
 
 def unit_of(plan: Plan, outcomes: Mapping[str, Outcome]) -> Unit:
@@ -122,7 +132,9 @@ def _pair(plan: Plan, arm: Outcome, base: Outcome, labels: np.ndarray | None, un
 def _resampled(
     plan: Plan, arm: Outcome, base: Outcome, labels: np.ndarray | None, factor: float
 ) -> Callable[[], Interval] | None:
-    if plan.metric == "loss" and arm.losses is not None and base.losses is not None:
+    if plan.metric == "loss":
+        if arm.losses is None or base.losses is None:
+            return None
         losses = factor * (arm.losses - base.losses).mean(axis=0)
         return lambda: statistics.example_interval(losses)
     if arm.predictions is None or base.predictions is None or labels is None:

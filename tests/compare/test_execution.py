@@ -52,6 +52,7 @@ def make_nothing_of(run: Run):
     raise AssertionError(f"{run} is finished")
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on(tmp_path):
     worker = start(tmp_path, 0.5, grace=3)
     try:
@@ -78,6 +79,7 @@ def test_killed_and_gone_on(tmp_path):
     assert set(execution.finished()) == {run.key for run in finals(execution)}
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_runs(tmp_path):
     workers = [start(tmp_path, 0.2, grace=600) for _ in range(2)]
     try:

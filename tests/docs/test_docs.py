@@ -18,6 +18,7 @@ NEEDS = {
     "lora-sft": ("trl", "peft"),
     "vit": ("datasets", "sklearn"),
     "text-classification": ("datasets",),
+    "compare": ("optuna", "rliable", "torchmetrics", "sklearn"),
     "hyperparameter-search": ("datasets", "optuna"),
     "ray-tune": ("datasets", "ray"),
 }
