@@ -115,7 +115,7 @@ def sharpness(trainer: Any) -> float:
     try:
         sam = SAM(model, optimizer, rho=SHARPNESS_RHO)
         sam.backward(closure)
-        return float(sam.metrics["sharpness"])
+        return float(sam.metrics.get("sharpness", float("nan")))  # none where the gradient is no number
     finally:
         model.zero_grad()
         model.train(training)
