@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .overridable import make_backward_overridable
+
+make_backward_overridable()
 BACKWARD = (torch.Tensor.backward, torch.autograd.backward)
 _GET = torch.Tensor.grad.__get__  # type: ignore[attr-defined]
 _SET = torch.Tensor.grad.__set__  # type: ignore[attr-defined]
