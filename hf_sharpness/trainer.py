@@ -227,7 +227,7 @@ class _SharpnessTrainer(_Base):
             )
         self._steps.gradient_is_ready = False
         self._averages.add(self._engine.metrics)
-        self._engine.drop_pending()
+        self._engine.drop_pending(self.optimizer)
         return self._engine.method.state_dict()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ..methods import Method
 from ..vectors import is_sharded
+from .elsewhere import check_optimizer
+from .optimizers import maximizes
 from .parallel import data_parallel_module, is_tensor_parallel, uses_fsdp1
 
 FLOAT32_INSTEAD = (
@@ -76,12 +78,15 @@ def check_supported(
             f"scope={scope!r} needs every rank to hold all weights, but these are sharded (FSDP2): use scope='global'"
         )
     _check_precision(method, model, trainable)
+    if not method.is_plain:
+        check_optimizer(optimizer)
+        maximizes(optimizer)
     if method.adds_after_step:
         setting, remedy = method.after_step_setting({}), method.after_step_remedy({})
-        if any("lr" not in group for group in optimizer.param_groups):
+        if any(group.get("lr") is None for group in optimizer.param_groups):
             raise ValueError(
-                f"{type(optimizer).__name__} has no learning rate in its param groups, which {setting} needs: "
-                f"use {remedy}"
+                f"{type(optimizer).__name__} has no learning rate in its param groups, which {setting} needs: give it "
+                f"one, or use {remedy}"
             )
         if hasattr(optimizer, "train") and hasattr(optimizer, "eval"):
             raise ValueError(

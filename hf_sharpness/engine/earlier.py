@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from .. import vectors
+from .parallel import unreduced_gradients
+from .weights import Weights
 
 
 class EarlierGradients:
@@ -69,3 +71,41 @@ UNREDUCED = (
     "sharpness-aware step cannot tell them from its own. Let that backward pass reduce its gradients, or give the "
     "micro-batches to one call: method.backward([closure, ...])"
 )
+
+
+class Arrivals:
+    """Looks before every micro-batch of a step at the gradients that are there.
+
+    Args:
+        weights: where weights and gradients are.
+        in_buckets: whether DDP holds gradients in buckets of its own.
+
+    Attributes:
+        earlier: what was there when the passes began.
+    """
+
+    def __init__(self, weights: Weights, in_buckets: bool) -> None:
+        self.weights = weights
+        self.in_buckets = in_buckets
+        self.earlier = EarlierGradients(())
+        self.noted: Fingerprint | None = None
+
+    def look(self, begins: bool) -> None:
+        """Set aside what is there as the passes begin; between micro-batches nothing may come or change.
+
+        Raises:
+            RuntimeError: something has, or is where it cannot be told from the step's own.
+        """
+        if begins:
+            if any(True for _ in unreduced_gradients(self.weights.model)):
+                raise RuntimeError(UNREDUCED)
+            self.earlier = EarlierGradients(self.weights.receivers(), self.in_buckets)
+        elif self.noted is not None and self._fingerprint().differs_from(self.noted):
+            raise RuntimeError(BETWEEN_MICRO_BATCHES)
+
+    def note(self) -> None:
+        """A micro-batch has ended which is not the step's last."""
+        self.noted = self._fingerprint()
+
+    def _fingerprint(self) -> Fingerprint:
+        return Fingerprint(self.weights.receivers(), unreduced_gradients(self.weights.model))

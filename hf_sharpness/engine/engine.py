@@ -14,19 +14,18 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from .. import vectors
 from ..methods import Method, Options
 from .checks import check_supported
 from .course import Course
 from .deepspeed.config import is_engine
 from .directions import Directions
-from .earlier import BETWEEN_MICRO_BATCHES, UNREDUCED, EarlierGradients, Fingerprint
+from .earlier import Arrivals
 from .habits import Habits
 from .kept import Kept
 from .measured import merged
 from .micro_batch import Closure, MicroBatch
-from .optimizers import base_optimizer, is_adaptive
-from .parallel import gradients_unreduced, unreduced_gradients
+from .optimizers import REPLACED, base_optimizer, is_adaptive
+from .parallel import gradients_unreduced
 from .passes import Passes
 from .progress import Progress
 from .rounding import Noise
@@ -86,7 +85,7 @@ class Engine:
         self.optimizer = self.weights.optimizer
         self.method = method.resolved(adaptive_base=is_adaptive(self.optimizer))
         options = options or Options()
-        check_supported(self.method, model, self.optimizer, options.scope, self.weights.named())
+        self._check(options.scope)
         if autocast_dtype == torch.bfloat16:
             self.weights.find_weights_on_grid(began_on_grid)
         no_sync = no_sync or (lambda: gradients_unreduced(model))
@@ -96,11 +95,27 @@ class Engine:
         kept = Kept(self.method.name, self.method.keeps, self.weights)
         self.course = Course(Progress(total_steps), kept, Directions(self.weights, self.scope.reduces_ascent))
         self.habits = Habits(model, self.weights)
-        self.steps_begun = 0
         self.term = Term(self.weights, self.scope, loss_scale, lambda: self.on_cpu, self._report_ratio)
         if self.method.adds_after_step:
             self.term.attach(self.weights)
         self._forget_step()
+
+    def _check(self, scope: str) -> None:
+        check_supported(self.method, self.model, self.optimizer, scope, self.weights.named())
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make steps for another base optimizer from now on, if it is another one.
+
+        Raises:
+            ValueError: the combination cannot be exact.
+        """
+        base = base_optimizer(optimizer)
+        if base is self.optimizer or not self.weights.gradients_are_visible:  # DeepSpeed keeps its own
+            return
+        self.optimizer = self.weights.optimizer = base
+        self._check(self.scope.name)
+        if self.method.adds_after_step:
+            self.term.attach(self.weights)
 
     def _report_ratio(self, ratio: Tensor) -> None:
         if self.method.step_ratio:
@@ -112,8 +127,7 @@ class Engine:
         self.buffers: BufferState | None = None
         self.passes: Passes | None = None
         self.measured: list[dict[str, Tensor | float]] = []
-        self.earlier = EarlierGradients(())
-        self.fingerprint: Fingerprint | None = None
+        self.arrivals = Arrivals(self.weights, self.scope.gradients_are_views)
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters in the base optimizer's groups, in their order."""
@@ -156,14 +170,13 @@ class Engine:
             if not self.losses:
                 self.term.begin()
             alone = self.scope.is_each_micro_batch
-            self._look_at_gradients(begins=alone or not self.micro_batches)
+            self.arrivals.look(begins=alone or not self.micro_batches)
             if alone or self.buffers is None:
-                self.buffers = BufferState(self.model)
+                self.buffers = BufferState(self.model, self.habits.modules())
             random_state = RandomState(accelerators_of(self.model.parameters()))
             with self.scope.pass_context(reduce=last and self.scope.reduces_ascent):
-                loss = self.habits.first_pass(
-                    closure, self.steps_begun, self.method.probes, continues=not alone and bool(self.micro_batches)
-                )
+                continues = not alone and bool(self.micro_batches)
+                loss = self.habits.first_pass(closure, self.buffers, self.method.probes, continues)
             if not isinstance(loss, Tensor):
                 raise TypeError(f"the closure returned {type(loss).__name__}: it must return the loss, a tensor")
             loss = loss.detach()
@@ -172,10 +185,10 @@ class Engine:
             if alone:
                 if self.weights.have_gradient():
                     self._run_method(loss)
-                self.earlier.add_back()
+                self.arrivals.earlier.add_back()
                 self.micro_batches = []
             elif not last:
-                self.fingerprint = self._fingerprint()
+                self.arrivals.note()
             return loss
 
     @property
@@ -187,19 +200,7 @@ class Engine:
         """Drop the micro-batch recorded last, whose closure has left no gradient."""
         del self.micro_batches[-1:], self.losses[-1:]
         if not self.micro_batches:
-            self.earlier.put_back()
-
-    def _fingerprint(self) -> Fingerprint:
-        return Fingerprint(self.weights.receivers(), unreduced_gradients(self.model))
-
-    def _look_at_gradients(self, begins: bool) -> None:
-        """Before a micro-batch: set aside what is there as the passes begin; in between nothing may come or change."""
-        if begins:
-            if any(True for _ in unreduced_gradients(self.model)):
-                raise RuntimeError(UNREDUCED)
-            self.earlier = EarlierGradients(self.weights.receivers(), self.scope.gradients_are_views)
-        elif self.fingerprint is not None and self._fingerprint().differs_from(self.fingerprint):
-            raise RuntimeError(BETWEEN_MICRO_BATCHES)
+            self.arrivals.earlier.put_back()
 
     def finish(self) -> None:
         """Run the method: afterwards p.grad holds the gradient for the base optimizer, the weights are as before."""
@@ -211,14 +212,15 @@ class Engine:
     def _finish_passes(self) -> None:
         if not self.scope.is_each_micro_batch:
             self._run_method(torch.stack(self.losses).sum())
-            self.earlier.gradients = self.scope.averaged(self.earlier.gradients)
-            self.earlier.add_back()
+            earlier = self.arrivals.earlier
+            earlier.gradients = self.scope.averaged(earlier.gradients)
+            earlier.add_back()
         if self.scope.averages_itself:
             self.term.vector = self.scope.average(self.parameters(), self.term.vector)
         self.term.finish()
         self.metrics = merged(self.measured)
         self.course.step_made()
-        self.steps_begun += 1
+        self.habits.steps_made += 1
         self._forget_step()
 
     def noise(self, use: int) -> Noise:
@@ -235,38 +237,34 @@ class Engine:
     def _put_back(self) -> None:
         if self.passes is not None:
             self.passes.restore()
-        self.earlier.put_back()
+        self.arrivals.earlier.put_back()
         self.weights.abandon()
         self.course.step_failed()
         self.term.forget()
         self._forget_step()
 
-    def drop_pending(self) -> None:
-        """Forget a term that waits for an optimizer step which did not happen (a GradScaler skipped it)."""
+    def drop_pending(self, optimizer: torch.optim.Optimizer) -> None:
+        """Forget a term that waits for an optimizer step which did not happen (a GradScaler skipped it).
+
+        Args:
+            optimizer: the one that was to step.
+
+        Raises:
+            RuntimeError: it is not the one that the term was made for.
+        """
+        waits = self.term.pending is not None
         self.term.drop()
+        if waits and self.weights.gradients_are_visible and base_optimizer(optimizer) is not self.optimizer:
+            raise RuntimeError(REPLACED)
 
     def close(self) -> None:
         """``abort``, and take the hooks off the optimizer."""
         self.abort()
         self.term.detach()
 
-    @contextlib.contextmanager
-    def clean_weights(self) -> Iterator[None]:
+    def clean_weights(self) -> AbstractContextManager[None]:
         """Inside, the weights are the unperturbed ones, even for a signal handler in the middle of a pass."""
-        passes = self.passes
-        if passes is None or not passes.saved:
-            yield
-            return
-        # `.data` hides the change from autograd, whose graph of an interrupted pass needs the weights only as they
-        # were when it goes on, and they are.
-        self.weights.check_can_save()
-        live = [tensor.data for tensor in passes.live + passes.copies]
-        moved = vectors.clone(live)
-        vectors.copy_(live, passes.saved + passes.saved_copies)
-        try:
-            yield
-        finally:
-            vectors.copy_(live, moved)
+        return contextlib.nullcontext() if self.passes is None else self.passes.clean_weights()
 
     @contextlib.contextmanager
     def _aborting_on_error(self) -> Iterator[None]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from .elsewhere import check_pass, gradient_attributes
 from .micro_batch import Closure
 from .parallel import sharded_modules
+from .state import BufferState
 from .watch import Watch, leaves_of
 from .weights import Weights
 
@@ -29,6 +33,7 @@ class Habits:
         weights: where weights and gradients are.
 
     Attributes:
+        steps_made: the steps so far.
         touch_gradients: closures read or set p.grad, so that a replay must begin without a gradient there.
         need_derivatives: the loss is made from derivatives, so that a probe must have them.
         are_whole_steps: closures may do anything to gradients, see ``allow_for_whole_steps``.
@@ -41,21 +46,23 @@ class Habits:
         self.model = model
         self.weights = weights
         self.touch_gradients = self.need_derivatives = self.are_whole_steps = False
+        self.steps_made = 0
         self.idle = False
         self.asks_factors = False
         self.factors: list[float | None] = []
         self.foreign: list[weakref.ref[Tensor]] = []
+        self.foreign_modules: list[weakref.ref[nn.Module]] = []
 
     def allow_for_whole_steps(self) -> None:
         """From now on a closure is a training step of the user's own, which may read, change and drop gradients."""
         self.touch_gradients = self.need_derivatives = self.are_whole_steps = True
 
-    def first_pass(self, closure: Closure, number: int, always: bool, continues: bool) -> Any:
+    def first_pass(self, closure: Closure, buffers: BufferState, always: bool, continues: bool) -> Any:
         """Make it, watched or not.
 
         Args:
             closure: the micro-batch's forward and backward.
-            number: of the step, from 0.
+            buffers: the state from which the pass begins; includes those of modules outside the model that it calls.
             always: watch it whatever the step.
             continues: whether the gradient of an earlier micro-batch of the step is in p.grad.
 
@@ -64,16 +71,29 @@ class Habits:
 
         Raises:
             RuntimeError: it has dropped the gradient of the earlier micro-batch.
+            ValueError: it leaves gradients elsewhere than in p.grad.
         """
         self.idle, self.factors = False, []
-        if not (always or _is_power_of_ten(number + 1)) or _is_compiled(self.model):
-            result = closure()
-            if isinstance(result, Tensor) and result.requires_grad and not self.weights.have_gradient():
-                optimized = {id(p) for p in self.weights.parameters()}
-                self.idle = any(id(leaf) in optimized for leaf in leaves_of([result]))
-            return result
+        before = gradient_attributes(self.weights.parameters()) if not self.steps_made else {}
+        if (always or _is_power_of_ten(self.steps_made + 1)) and not _is_compiled(self.model):
+            result = self._watched(closure, buffers, continues)
+        else:
+            result = self._unwatched(closure)
+        if not self.steps_made:
+            check_pass(self.weights.parameters(), before)
+        return result
+
+    def _unwatched(self, closure: Closure) -> Any:
+        result = closure()
+        if isinstance(result, Tensor) and result.requires_grad and not self.weights.have_gradient():
+            optimized = {id(p) for p in self.weights.parameters()}
+            self.idle = any(id(leaf) in optimized for leaf in leaves_of([result]))
+        return result
+
+    def _watched(self, closure: Closure, buffers: BufferState, continues: bool) -> Any:
         watch = Watch(self.weights.parameters(), self.asks_factors)
-        result = watch.run(closure)
+        with self._meeting_modules(buffers):
+            result = watch.run(closure)
         if watch.drops and continues and not self.are_whole_steps:
             raise RuntimeError(ZEROED)
         self.touch_gradients |= watch.touches
@@ -86,6 +106,30 @@ class Habits:
     def _meet(self, leaves: Iterable[Tensor]) -> None:
         known = {id(t) for t in [*self.weights.receivers(), *self.model.parameters(), *self.others()]}
         self.foreign += [weakref.ref(leaf) for leaf in leaves if id(leaf) not in known]
+
+    @contextlib.contextmanager
+    def _meeting_modules(self, buffers: BufferState) -> Iterator[None]:
+        """Inside, modules outside the model that are called in train mode become known."""
+        known = {id(module) for root in (self.model, *self.modules()) for module in root.modules()}
+
+        def meet(module: nn.Module, args: Any) -> None:
+            if id(module) not in known:
+                known.update(id(inner) for inner in module.modules())
+                if module.training and any(True for _ in module.buffers()):
+                    self.foreign_modules.append(weakref.ref(module))
+                    buffers.include(module)
+
+        handle = register_module_forward_pre_hook(meet)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def modules(self) -> list[nn.Module]:
+        """Modules outside the model with buffers, which count one pass, as the model's do."""
+        alive = [(reference, reference()) for reference in self.foreign_modules]
+        self.foreign_modules = [reference for reference, module in alive if module is not None]
+        return [module for _, module in alive if module is not None]
 
     def others(self) -> list[Tensor]:
         """Tensors outside the model and the base optimizer that the closures leave gradients on.

@@ -10,6 +10,11 @@ from torch import nn
 
 from ..vectors import Vector, local
 
+REPLACED = (
+    "the optimizer was replaced between the backward pass and its step, so that the term which the method adds after "
+    "the step is lost: replace it before a step begins (on_step_begin) or when one has ended (on_step_end)"
+)
+
 
 def base_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimizer that steps, without the wrappers that Accelerate and DeepSpeed put around it."""
@@ -72,3 +77,18 @@ def optimizer_state(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parame
             )
         vector.append(held.to(weight.device, copy=True))
     return vector
+
+
+def maximizes(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer climbs (``maximize=True``), so that what it minimises is minus the loss.
+
+    Raises:
+        ValueError: it climbs with some of its groups only.
+    """
+    signs = {bool(group.get("maximize", False)) for group in optimizer.param_groups}
+    if len(signs) > 1:
+        raise ValueError(
+            "maximize=True in some of the optimizer's param groups only: there is no one loss whose neighbourhood a "
+            "sharpness-aware step could look at. Use the same in all groups"
+        )
+    return True in signs

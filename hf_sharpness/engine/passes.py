@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from .course import Course
 from .earlier import EarlierGradients
 from .habits import Habits
 from .micro_batch import MicroBatch
+from .optimizers import maximizes
 from .replays import Replays
 from .scopes import Scope
 from .skip_backward import SkipBackward
@@ -62,7 +64,7 @@ class Passes(Climbs):
         self.habits = habits
         self.micro_batches = micro_batches
         self.buffers_before = buffers
-        self.buffers_after = BufferState(model)
+        self.buffers_after = BufferState(model, habits.modules())
         self.random_after = RandomState(accelerators_of(model.parameters()))
         self.term: tuple[Vector, float] | None = None
         self.device = loss.device
@@ -71,8 +73,10 @@ class Passes(Climbs):
         optimized = {id(p) for p in self.trainable}
         others = [p for p in model.parameters() if id(p) not in optimized and p.requires_grad]
         self.bystanders = [(p, p.grad) for p in [*others, *habits.others()]]
+        self.maximizes = maximizes(weights.optimizer)
         weights.after_pass()
         self._activate()
+        self._turn_gradient()
 
     def run(self) -> None:
         """Run the method; afterwards p.grad holds its gradient, and weights, buffers and random state are as before."""
@@ -89,6 +93,7 @@ class Passes(Climbs):
                     # The other ranks reduce with their last replay: take part, and pass the non-finite values on.
                     self.replay(accumulate=True)
             self._measure_displacement()
+            self._turn_gradient()
         finally:
             # The restore proper is one call into C++ from this frame: no point in between at which Python could
             # deliver an interrupt.
@@ -107,6 +112,23 @@ class Passes(Climbs):
         self.random_after.restore()
         for parameter, gradient in self.bystanders:
             parameter.grad = gradient
+
+    @contextlib.contextmanager
+    def clean_weights(self) -> Iterator[None]:
+        """Inside, the weights are the saved ones, as far as they are saved."""
+        if not self.saved:
+            yield
+            return
+        # `.data` hides the change from autograd, whose graph of an interrupted pass needs the weights only as they
+        # were when it goes on, and they are.
+        self.weights.check_can_save()
+        live = [tensor.data for tensor in self.live + self.copies]
+        moved = vectors.clone(live)
+        vectors.copy_(live, self.saved + self.saved_copies)
+        try:
+            yield
+        finally:
+            vectors.copy_(live, moved)
 
     def _activate(self) -> None:
         """Take up parameters that have a gradient for the first time."""
@@ -127,6 +149,11 @@ class Passes(Climbs):
         self.coarse = self.weights.seen_in_bfloat16(firsts)
         self.live, self.saved = self.live + live, self.saved + saved
 
+    def _turn_gradient(self) -> None:
+        """Where the base optimizer maximises: from the closures' gradient to that of minus the loss, or back."""
+        if self.maximizes:
+            vectors.scale_(vectors.local([p.grad for p in self.params if p.grad is not None]), -1.0)
+
     # Passes over the batch.
 
     @property
@@ -144,14 +171,17 @@ class Passes(Climbs):
         for parameter, _ in self.bystanders:
             parameter.grad = None
         added_to = vectors.local([p.grad for p in self.params]) if accumulate and not aside else []
+        if added_to:
+            self._turn_gradient()
         self.weights.before_replay()
         reduce = self.scope.reduces_ascent or (final and self.scope.reduces_last_replay)
         self.metrics["perturbed_loss"] = self._pass(reduce)
         self.weights.after_pass()
         if added_to and not self.scope.gradients_are_views:
             self._check_accumulated(added_to)
-        waiting.add_back()
         self._activate()
+        self._turn_gradient()
+        waiting.add_back()
 
     def _check_accumulated(self, added_to: Vector) -> None:
         for parameter, earlier in zip(self.params, added_to, strict=False):
@@ -175,7 +205,7 @@ class Passes(Climbs):
         if loss is None:
             loss = self._with_derivatives()
         gradients.put_back()
-        return loss
+        return -loss if self.maximizes else loss
 
     def _forward_only(self) -> Tensor | None:
         """The loss of a pass without gradients; None if it turns out to be made from derivatives."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..vectors import clone, copy_, local
+from ..vectors import Vector, clone, copy_, local
 from .overlap import lying_on
 
 WATCHED_FROM = 4096
@@ -51,11 +51,22 @@ class BufferState:
     Covers buffers that a forward pass changes in place (BatchNorm) and those that it rebinds to a new tensor. Large
     integer and boolean buffers are watched instead of copied: no known layer moves one, and copying them would double
     the memory of a quantised model.
+
+    Args:
+        model: the model.
+        others: modules outside it, such as a loss with a BatchNorm.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, others: Iterable[nn.Module] = ()) -> None:
         self.slots: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
         self.watched: list[tuple[str, Tensor, int]] = []
+        self.values: Vector = []
+        for module in (model, *others):
+            self.include(module)
+
+    def include(self, model: nn.Module) -> None:
+        """Take the buffers of a further module too."""
+        known = len(self.slots)
         on_weights = lying_on(model.buffers(), local([p for p in model.parameters() if p.requires_grad]))
         for module in model.modules():
             for name, buffer in module._buffers.items():
@@ -65,7 +76,7 @@ class BufferState:
                     self.watched.append((f"{type(module).__name__}.{name}", buffer, buffer._version))
                 else:
                     self.slots.append((module._buffers, name, buffer))
-        self.values = clone([buffer.detach() for _, _, buffer in self.slots])
+        self.values += clone([buffer.detach() for _, _, buffer in self.slots[known:]])
 
     def restore(self) -> None:
         """Bind every name to its tensor again and give the tensor its values.

@@ -72,6 +72,7 @@ class Steps:
         """
         if self.call is not None or within_a_callback(self.stock.train.__code__):
             return step(*args, **kwargs)
+        self.engine.follow(self.trainer.optimizer)
         accelerate = AccelerateState(self.trainer.accelerator)
         call = Call(step, args, kwargs, accelerate.sync_gradients, accelerate)
         with self.guard.installed(self.engine.parameters(), self.trainer):

@@ -309,3 +309,29 @@ def test_what_is_outside_is_not_kept_alive() -> None:
     del loss_of
     gc.collect()
     assert method.engine.habits.others() == []
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@four_methods
+def test_buffers_outside_the_model_count_one_pass(spec: Spec, affine: bool) -> None:
+    """A BatchNorm in the loss, with weights of its own or without, from the first step on."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.BatchNorm1d(3, affine=affine).double())
+
+        def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+            return F.cross_entropy(self.inner(features), labels)
+
+    ours, stock = (Net().double(), Normed()), (Net().double(), Normed())
+    optimizer = BASES[0].torch(ours[0].parameters())
+    method = spec.ours(ours[0], optimizer)
+    for _ in range(3):
+        stock[0].load_state_dict(ours[0].state_dict())
+        joint(*stock)()
+        method.backward(joint(*ours))
+        optimizer.step()
+        optimizer.zero_grad()
+    for a, b in zip(ours[1].buffers(), stock[1].buffers(), strict=True):
+        torch.testing.assert_close(a, b)

@@ -1,0 +1,118 @@
+"""Base optimizers that climb, that have no learning rate, that take their gradient elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from models import Net, accumulate, classification, steps_of
+from reference import SPECS, Spec, by_name, flat
+from torch import Tensor, nn
+
+from hf_sharpness import SAM, WSAM
+
+DATA = steps_of(classification(32), 8)
+EXACT = {"rtol": 1e-12, "atol": 1e-13}
+four_methods = pytest.mark.parametrize("spec", by_name("sam", "wsam-coupled", "wsam-decoupled", "xsam"), ids=str)
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_to_maximise_an_objective_is_to_minimise_minus_it(spec: Spec, base: Any) -> None:
+    runs = []
+    for sign in (1, -1):
+        model = Net().double()
+        optimizer = base(model.parameters(), lr=0.05, maximize=sign < 0, weight_decay=0.01)
+        method = spec.ours(model, optimizer)
+        for (batch,) in DATA:
+
+            def closure(model: Net = model, batch: Any = batch, sign: int = sign) -> Tensor:
+                loss = sign * model(**batch)["loss"]
+                loss.backward()
+                return loss
+
+            method.backward(closure)
+            optimizer.step()
+            optimizer.zero_grad()
+        runs.append(flat(model))
+    torch.testing.assert_close(*runs, **EXACT)
+
+
+def test_to_climb_with_some_weights_only_is_refused() -> None:
+    model = Net()
+    groups = [{"params": model.first.parameters(), "maximize": True}, {"params": model.last.parameters()}]
+    with pytest.raises(ValueError, match="maximize=True in some"):
+        SAM(model, torch.optim.SGD(groups, lr=0.1))
+
+
+class NoRate(torch.optim.SGD):
+    """As Adafactor with a relative step: the learning rate in its groups is None."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, lr=0.1)
+        for group in self.param_groups:
+            group["lr"] = None
+
+
+def test_a_learning_rate_of_none_is_refused_for_decoupled_wsam() -> None:
+    model = Net()
+    with pytest.raises(ValueError, match="NoRate has no learning rate"):
+        WSAM(model, NoRate(model.parameters()), mode="decoupled")
+    WSAM(model, NoRate(model.parameters()), mode="coupled")
+
+
+class PerExample(nn.Module):
+    """Leaves every example's gradient in the weight's `grad_sample`, as libraries for differential privacy do."""
+
+    def __init__(self, attribute: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+        self.attribute = attribute
+        self.linear.register_full_backward_hook(self.keep)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        self.x = x
+        return {"loss": nn.functional.cross_entropy(self.linear(x), labels)}
+
+    def keep(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        samples = torch.einsum("bo,bi->boi", outputs[0], self.x)
+        setattr(module.weight, self.attribute, samples if self.attribute == "grad_sample" else samples.sum(0))
+
+
+@pytest.mark.parametrize("attribute", ["grad_sample", "summed_grad", "main_grad"])
+@four_methods
+def test_gradients_elsewhere_than_in_grad_are_refused_before_the_first_step(spec: Spec, attribute: str) -> None:
+    torch.manual_seed(0)
+    model = PerExample(attribute)
+    before = flat(model)
+    method = spec.ours(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    batch = steps_of(classification(8, torch.float32), 8)[0][0]
+    with pytest.raises(ValueError, match=rf"p\.{attribute}"):
+        method.backward(lambda: accumulate(model, batch, 1))
+    assert torch.equal(flat(model), before)
+
+
+def test_an_attribute_that_is_no_gradient_is_none_of_our_business() -> None:
+    """A number or a name noted on a parameter, and what was there before the pass."""
+    model = Net().double()
+    model.first.weight.grad_history = torch.zeros_like(model.first.weight)
+
+    def closure() -> Tensor:
+        loss = accumulate(model, DATA[0][0], 1)
+        model.first.weight.grad_norm = model.first.weight.grad.norm()
+        model.first.weight.grad_name = "first"
+        return loss
+
+    SAM(model, torch.optim.SGD(model.parameters(), lr=0.1)).backward(closure)
+
+
+def test_an_optimizer_known_for_it_is_refused_at_once() -> None:
+    class Private(torch.optim.SGD):
+        @property
+        def grad_samples(self) -> list[Tensor]:
+            return []
+
+    model = Net()
+    with pytest.raises(ValueError, match="grad_sample"):
+        SAM(model, Private(model.parameters(), lr=0.1))
