@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from cases import EXAMPLES, Example
 from models import Net, classification, steps_of
 from reference import BASES, Base, Sam, flat, linear_schedule, reference_run
@@ -92,6 +93,33 @@ def test_resuming_is_bit_for_bit(example: Example, steps: int, plain: Any, tmp_p
         part.load_state_dict(torch.load(tmp_path / str(number), weights_only=True))
     weights = plain(second[0], STEPS[steps:], *second[1:])
     assert torch.equal(weights[-1], expected[-1])
+
+
+@by_example
+def test_accelerates_checkpoints_hold_what_is_kept(example: Example, tmp_path: Any) -> None:
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, method = ours(example, BASES[2])
+    model, optimizer = accelerator.prepare(model, optimizer)
+    accelerator.register_for_checkpointing(method)
+
+    def train(steps: Any) -> torch.Tensor:
+        for (batch,) in steps:
+
+            def closure(batch: Any = batch) -> torch.Tensor:
+                loss = model(**batch)["loss"]
+                accelerator.backward(loss)
+                return loss.detach()
+
+            method.backward(closure)
+            optimizer.step()
+            optimizer.zero_grad()
+        return flat(model)
+
+    train(STEPS[:4])
+    accelerator.save_state(str(tmp_path))
+    through = train(STEPS[4:8])
+    accelerator.load_state(str(tmp_path))
+    assert torch.equal(train(STEPS[4:8]), through)
 
 
 @by_example
