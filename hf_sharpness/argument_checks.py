@@ -11,7 +11,8 @@ from .argument_definitions import STOCK_NAMES, hyperparameter_arguments
 from .argument_fields import ArgumentFields
 from .engine.deepspeed.config import check_config, read_config
 from .engine.optimizers import is_adaptive
-from .methods import METHODS, Method, registry
+from .methods import METHODS, Method, Options, hyperparameters, registry
+from .methods.options import PREFIX
 
 
 def check_arguments(arguments: Any) -> None:
@@ -71,13 +72,18 @@ def check_names(cls: type[Method]) -> None:
     """Raise a ValueError where the name of a method, or of an argument of its, is another thing's already."""
     if cls.name in STOCK_NAMES:
         raise ValueError(f"register({cls.__name__}): {cls.name!r} is an optimizer of transformers: choose another name")
-    for argument in registry.arguments_of(cls).keys() - registry.arguments().keys():
-        for owner in (transformers.Seq2SeqTrainingArguments, ArgumentFields, *_below(ArgumentFields)):
-            if hasattr(owner, argument) or argument in owner.__dataclass_fields__:
-                raise ValueError(
-                    f"register({cls.__name__}): {owner.__name__} has an argument or attribute {argument} already: give "
-                    "the method or the hyper-parameter another name"
-                )
+    own = registry.arguments_of(cls)
+    reserved = {"sharpness_config", *(option.argument for option in hyperparameters(Options, PREFIX).values())}
+    for argument in own:
+        owners = [transformers.Seq2SeqTrainingArguments]
+        if argument not in ArgumentFields.__dataclass_fields__:  # else it is what a subclass may change the default of
+            owners += _below(ArgumentFields)
+        owner = next((o for o in owners if hasattr(o, argument) or argument in o.__dataclass_fields__), None)
+        if owner is not None or argument in reserved:
+            raise ValueError(
+                f"register({cls.__name__}): {(owner or ArgumentFields).__name__} has an argument or attribute "
+                f"{argument} already: give the method or the hyper-parameter another name"
+            )
 
 
 def _below(cls: type) -> list[type]:

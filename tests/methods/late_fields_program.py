@@ -76,7 +76,7 @@ def _noting(init: Any) -> Any:
 Wrapped.__init__ = _noting(Wrapped.__init__)
 
 
-@dataclasses.dataclass(init=False)
+@dataclasses.dataclass(init=False, match_args=False)
 class NoInit(Base):
     other: int = 2
 
@@ -168,7 +168,7 @@ def check(late: float) -> None:
 
     assert vars(OwnInit(4)) == {"first": 4, "other": 4} and OwnInit(4).late == late
     assert Wrapped(other=3).noted and Wrapped(other=3).other == 3
-    assert "__init__" not in vars(NoInit) and NoInit().late == late
+    assert "__init__" not in vars(NoInit) and "__match_args__" not in vars(NoInit) and NoInit().late == late
     assert Executed(3).by_hand and Executed(3).late == late
     assert repr(OwnRepr(late=4.0)) == str(OwnRepr()) == "own" and OwnRepr(late=4.0).late == 4.0
     assert Ordered(late=1.0) < Ordered(late=2.0) and Ordered(1, 0.5, 3) == Ordered(first=1, late=0.5, other=3)
