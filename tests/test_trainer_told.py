@@ -122,6 +122,13 @@ def test_a_schedule_is_the_run_with_that_value(train: Any) -> None:
     assert set_first.weights[-1].equal(plain.weights[-1])
 
 
+def test_steps_without_the_method_are_not_counted(train: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """From gamma 0 on a step is the base optimizer's."""
+    given = {"max_steps": 4, "optim": "wsam", "base_optim": "sgd", "wsam_mode": "coupled"}
+    train(Net(), ITEMS, callbacks=[Setting(wsam_gamma={2: 0.0})], **given)
+    assert told(capsys)[1].startswith("WSAM: 2 of 4 optimizer steps were sharpness-aware")
+
+
 def test_a_search_goes_on_after_a_change(train: Any) -> None:
     """XSAM's found alpha is no argument, and stays."""
     run = train(Net(), ITEMS, max_steps=3, optim="xsam", base_optim="sgd", callbacks=[Setting(sam_rho={1: 0.1})])
