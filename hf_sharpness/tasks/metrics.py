@@ -62,6 +62,24 @@ def build_compute_metrics(names: list[str]) -> Callable[[Any], dict[str, float]]
     return compute
 
 
+def check_best(arguments: Any, names: list[str]) -> None:
+    """Make sure that the metric by which the best model is chosen will be there.
+
+    Args:
+        arguments: The training arguments.
+        names: The recipe's metrics; what a script of one's own returns is not known before.
+
+    Raises:
+        RecipeError: It is none of them.
+    """
+    wanted = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
+    if set(names) <= set(METRICS) and wanted not in ("loss", *names):
+        raise RecipeError(
+            f"training.metric_for_best_model: '{wanted}' is neither the loss nor one of the recipe's metrics "
+            f"({', '.join(names)}){nearest(wanted, ['loss', *names])}"
+        )
+
+
 def _load_script(name: str) -> Any:
     if not Path(name).exists():
         raise RecipeError(

@@ -121,7 +121,11 @@ def build_model(auto_class: Any, section: ModelSection, config: Any, limited: bo
                 f"model.name_or_path: '{section.name_or_path}' has a head for another number of classes than "
                 f"{config.num_labels}; start a new one with --model.ignore_mismatched_sizes true"
             ) from error
-        raise _not_loadable("name_or_path", section.name_or_path or config.model_type, error) from error
+        if section.name_or_path is None:
+            raise RecipeError(
+                f"model.config: no model of type '{config.model_type}' can be made of it: {first_line(error)}"
+            ) from error
+        raise _not_loadable("name_or_path", section.name_or_path, error) from error
 
 
 def load_tokenizer(section: ModelSection) -> Any:

@@ -15,7 +15,7 @@ from .arguments import REFUSALS, refused, training_arguments, try_optimization
 from .extra import require_recipes_extra
 from .folders import check_free, find_checkpoint
 from .image_classification import build_image_task
-from .metrics import build_compute_metrics
+from .metrics import build_compute_metrics, check_best
 from .models import Task
 from .recipe import Recipe, check_values
 from .sequence_classification import build_text_task
@@ -72,6 +72,7 @@ def prepare(recipe: Recipe, overwrite: bool = False) -> PreparedRun:
     if arguments.process_index == 0 and not overwrite:
         check_free(Path(arguments.output_dir), checkpoint)
     compute_metrics = build_compute_metrics(recipe.metrics)
+    check_best(arguments, recipe.metrics)
 
     set_seed(arguments.seed)  # Trainer seeds too, but only after the model has drawn its weights
     with arguments.main_process_first(desc="reading the data"):

@@ -42,7 +42,7 @@ def summary(run: PreparedRun, metrics: dict[str, dict[str, float]], processor_ti
     seconds = metrics["train"]["train_runtime"]
     rows = {
         **{split: "   ".join(f"{name} {value:.4f}" for name, value in shown[split].items()) for split in shown},
-        "cost": f"{steps:,} steps of {_passes(run.arguments.method())} in {seconds:.1f} s "
+        "cost": f"{steps:,} step{'s' if steps > 1 else ''} of {_passes(run.arguments.method())} in {seconds:.1f} s "
         f"({processor_time:.1f} s of processor time)",
         "files": f"{run.output}: model, README.md (its card), curves.png, recipe.yaml, test_results.json",
     }

@@ -147,6 +147,7 @@ def test_the_best_model_is_loaded_back(tmp_path):
         ({"learning_rate": -1.0}, ["learning rate", "-1.0"]),
         ({"adam_beta1": 2.0}, ["beta", "2.0"]),
         ({"base_optim": "galore_adamw"}, ["training", "galore"]),
+        ({"metric_for_best_model": "acuracy"}, ["metric_for_best_model", "'acuracy'", "'accuracy'"]),
     ],
 )
 def test_training_mistakes_are_one_clear_error(tmp_path, changes, words):
@@ -207,6 +208,7 @@ def bert_folder(tmp_path_factory):
         intermediate_size=16,
         num_labels=3,
     )
+    torch.manual_seed(1)  # not what a run draws
     BertForSequenceClassification(config).save_pretrained(folder)
     return folder
 
@@ -220,6 +222,13 @@ def reviews(tmp_path):
         lines.append(f"{'very ' * rng.integers(3)}{['bad', 'good'][label]} film,play,{['neg', 'pos'][label]}")
     (tmp_path / "reviews.csv").write_text("\n".join(lines) + "\n")
     return DataSection(source="csv", data_files=str(tmp_path / "reviews.csv"), text_column="sentence")
+
+
+def test_a_configuration_of_which_no_model_can_be_made(tmp_path):
+    recipe = digits(tmp_path)
+    recipe.model.config["hidden_size"] = 2**40
+    with pytest.raises(RecipeError, match=r"^model\.config: no model of type 'vit' can be made of it: "):
+        run_recipe(recipe)
 
 
 @pytest.mark.parametrize("pair", [None, "second"])
