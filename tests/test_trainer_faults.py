@@ -206,7 +206,7 @@ def test_save_in_a_signal_handler(spec: Spec, train: Any, tmp_path: Any) -> None
 
 
 def test_a_loss_that_drops_the_gradients_is_named(train: Any) -> None:
-    """Coupled WSAM adds the pass at w + delta to the first gradient, which `zero_grad` in compute_loss takes away."""
+    """`zero_grad` in compute_loss takes away what an earlier micro-batch of the step has left."""
 
     class Dropping(hf_sharpness.Trainer):
         def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -222,6 +222,7 @@ def test_a_loss_that_drops_the_gradients_is_named(train: Any) -> None:
         optim="wsam",
         sam_rho=0.1,
         max_steps=2,
+        gradient_accumulation_steps=2,
     )
     assert "compute_loss" in str(run.error)
     assert "zero_grad" in str(run.error)

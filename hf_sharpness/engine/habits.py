@@ -18,8 +18,9 @@ from .watch import Watch, leaves_of
 from .weights import Weights
 
 ZEROED = (
-    "a closure has set gradients to zero or None that an earlier closure of the same list had left: it must not call "
-    "zero_grad() (do so after optimizer.step())"
+    "a closure, or a Trainer's compute_loss, has set gradients to zero or None that an earlier closure of the list, "
+    "or micro-batch of the same step, had left: it must not call zero_grad() (do so after optimizer.step(), as the "
+    "Trainer does)"
 )
 
 

@@ -224,7 +224,7 @@ class Passes(Climbs):
 
     def _descended(self, returned: Tensor, mode: SkipBackward) -> Tensor:
         """What is descended: the sum of all that was differentiated, of which a closure may return a part."""
-        if len(mode.losses) <= (0 if self.habits.are_whole_steps else len(self.micro_batches)):
+        if len(mode.losses) <= len(self.micro_batches) and not (self.habits.are_whole_steps and mode.losses):
             return returned
         return torch.stack([value.to(returned) for value in mode.losses]).sum() / self.loss_scale
 
@@ -234,7 +234,8 @@ class Passes(Climbs):
         with mode:
             loss = self._pass(reduce=False)
         self._end_probe()
-        loss = self._descended(loss, mode)
+        if self.habits.are_whole_steps:
+            loss = self._descended(loss, mode)
         for parameter in self.trainable + [p for p, _ in self.bystanders]:
             parameter.grad = None
         self.weights.before_replay()
