@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import inspect
 import subprocess
@@ -102,7 +103,7 @@ def test_a_plain_loop_class_says_what_it_takes(ours: Any) -> None:
     parameters = inspect.signature(ours).parameters
     assert list(parameters)[:2] == ["model", "optimizer"]
     hints = get_type_hints(method)
-    for name in method.__dataclass_fields__:
+    for name in (field.name for field in dataclasses.fields(method)):
         parameter, hint = parameters[name], hints[name]
         assert parameter.kind is parameter.KEYWORD_ONLY
         later = name in method.without_epochs
