@@ -6,18 +6,29 @@ given, train without the method and say nothing.
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from transformers import TrainerCallback, TrainerControl, TrainerState
+if TYPE_CHECKING:
+    from transformers import TrainerCallback, TrainerControl, TrainerState
 
 
-class MethodCheck(TrainerCallback):
-    """Among the default callbacks of every Trainer; this package's own ones take it out of theirs."""
+@functools.cache
+def method_check() -> type[TrainerCallback]:
+    """A callback among the default ones of every Trainer; this package's own Trainers take it out of theirs.
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if getattr(args, "uses_sharpness", False):
-            refuse(args.optim)
+    Made when a Trainer is: under `hf-sharpness run` the arguments, and with them this module, are imported while
+    transformers is at the module of its callbacks.
+    """
+    from transformers import TrainerCallback
+
+    class MethodCheck(TrainerCallback):
+        def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+            if getattr(args, "uses_sharpness", False):
+                refuse(args.optim)
+
+    return MethodCheck
 
 
 def refuse(optim: str) -> NoReturn:
@@ -33,8 +44,8 @@ def look_out(optim: str) -> None:
     """Called by the arguments when a Trainer is made, which has loaded the modules that define it."""
     trainer = sys.modules.get("transformers.trainer")
     callbacks = getattr(trainer, "DEFAULT_CALLBACKS", None)
-    if callbacks is not None and MethodCheck not in callbacks:
-        callbacks.append(MethodCheck)
+    if callbacks is not None and method_check() not in callbacks:
+        callbacks.append(method_check())
     # Private: where a Trainer that makes its optimizer itself looks the name up, which it does before any callback.
     handlers = getattr(sys.modules.get("transformers.trainer_optimizer"), "_OPTIMIZER_HANDLERS", {})
     handlers.setdefault(optim, lambda context: refuse(optim))

@@ -24,7 +24,7 @@ from .engine import Engine
 from .engine.deepspeed.step import DeferredStep
 from .engine.deepspeed.weights import USED_BEFORE, ZeroWeights, weights_of
 from .engine.parallel import gradients_unreduced
-from .other_trainers import MethodCheck
+from .other_trainers import method_check
 from .sharing import config
 from .training import card, kept
 from .training.averages import Averages
@@ -101,7 +101,7 @@ class _SharpnessTrainer(_Base):
         """transformers' own. However it ends, the weights are not left perturbed."""
         warn_of_lone_processes(self.args)
         self.remove_callback(SharpnessCallback)
-        self.remove_callback(MethodCheck)
+        self.remove_callback(method_check())
         warn_of_unused(self.args)
         self._resumed_from = None
         if self.uses_sharpness:

@@ -75,7 +75,6 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("recipe", nargs="?", metavar="RECIPE", help="a YAML file, a bundled recipe, or a repo on the Hub")
     add("--script", metavar="SCRIPT", help="compare on a script written for transformers' Trainer instead")
     add("--report", nargs="+", metavar="FOLDER", help="make tables and pictures again from results.json; merge several")
     arms = ",".join(["base", *OWN_METHODS])
@@ -103,12 +102,13 @@ def _compare(arguments: list[str]) -> int:
     if "-h" in own or "--help" in own:
         parser.print_help()
         return 0
+    recipe = own.pop(0) if own and not own[0].startswith("-") else None
     given, rest = parser.parse_known_args(own)
     quiet()
     if given.report:
         return _report(given)
     choices, rest = _choices(rest)
-    subject = _subject(given, rest, script_arguments)
+    subject = _subject(recipe, given, rest, script_arguments)
     options = Options(
         given.arms,
         choices,
@@ -196,19 +196,23 @@ def _choices(rest: list[str]) -> tuple[dict[str, tuple[Any, ...]], list[str]]:
     return choices, left_over
 
 
-def _subject(given: argparse.Namespace, rest: list[str], script_arguments: list[str]) -> Subject:
+def _subject(
+    recipe_name: str | None, given: argparse.Namespace, rest: list[str], script_arguments: list[str]
+) -> Subject:
     if given.script is not None:
-        if given.recipe is not None:
+        if recipe_name is not None:
             raise CompareError(
-                f"--script {given.script}: '{given.recipe}' is left over; script arguments stand after --"
+                f"--script {given.script}: '{recipe_name}' is left over; script arguments stand after --"
             )
         flags = parse_training_flags(rest)
         return ScriptSubject(given.script, script_arguments, given.metric, given.lower_is_better, flags)
-    if given.recipe is None:
-        raise CompareError("compare: name a RECIPE (`hf-sharpness recipes` lists the bundled ones) or a --script")
+    if recipe_name is None:
+        raise CompareError(
+            "compare: name a RECIPE first (`hf-sharpness recipes` lists the bundled ones), or a --script"
+        )
     if script_arguments:
         raise CompareError("compare: arguments after -- belong to a --script; a recipe's stand before it")
-    recipe = load_named(given.recipe)
+    recipe = load_named(recipe_name)
     apply_flags(recipe, rest)
     return RecipeSubject(recipe, given.metric)
 

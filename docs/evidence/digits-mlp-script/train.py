@@ -1,4 +1,4 @@
-"""Train a small MLP on scikit-learn's digits with transformers' Trainer: a script that knows nothing of this package."""
+"""Train a small MLP on scikit-learn's digits with transformers' Trainer. The script knows nothing of this package."""
 
 import torch
 from sklearn.datasets import load_digits
