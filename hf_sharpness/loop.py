@@ -138,7 +138,7 @@ class SharpnessAware:
         """Say that the next ``backward`` is the first of an epoch, for a method that goes by epochs (XSAM's search)."""
         for name in self._without_epochs:
             setattr(self.method, name, getattr(type(self.method), name))
-        self.method.start_epoch()
+        self.engine.start_epoch()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold besides model, optimizer and scheduler, for ``torch.save``.

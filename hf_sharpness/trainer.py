@@ -31,6 +31,7 @@ from .training.averages import Averages
 from .training.callback import SharpnessCallback, at_epoch_boundary
 from .training.launch import warn_of_lone_processes
 from .training.outermost import unwrapped, wrap_outermost
+from .training.replay import state_of
 from .training.steps import Steps
 from .training.unused import warn_of_unused
 
@@ -144,9 +145,7 @@ class _SharpnessTrainer(_Base):
         method.load_state_dict(earlier.get("method_state", {}))
         scaler = self.accelerator.scaler
         loss_scale = scaler and (lambda: scaler.scale(torch.ones((), device=self.args.device)))
-        weights = None
-        if self.is_deepspeed_enabled:
-            weights, loss_scale = self._deepspeed_weights()
+        weights, loss_scale = self._deepspeed_weights() if self.is_deepspeed_enabled else (None, loss_scale)
         self._engine = Engine(
             method,
             self.model_wrapped,
@@ -158,6 +157,7 @@ class _SharpnessTrainer(_Base):
             autocast_dtype=torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None,
             total_steps=self.state.max_steps,
             began_on_grid=earlier.get("began_on_grid", False),
+            roots=state_of(self),
         )
         self._engine.course.progress.steps_made = self.state.global_step
         if self._resumed_from is not None:
@@ -166,7 +166,7 @@ class _SharpnessTrainer(_Base):
         self._averages = Averages((*LOGGED, *self._engine.method.metrics))
         # A resume may begin in the middle of an epoch, which is then no new one.
         if at_epoch_boundary(self.state):
-            self._engine.method.start_epoch()
+            self._engine.start_epoch()
         self._first_epoch_has_begun = False
         return bool(self._engine.weights.on_grid)
 
@@ -214,7 +214,7 @@ class _SharpnessTrainer(_Base):
 
     def _on_epoch_begin(self) -> None:
         if self._first_epoch_has_begun:
-            self._engine.method.start_epoch()
+            self._engine.start_epoch()
         self._first_epoch_has_begun = True
 
     def _on_optimizer_step(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -83,12 +84,28 @@ class ReboundBatchNorm(nn.Module):
         return (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt()
 
 
+class Record:
+    """Sees every pass. It holds a lock, as loggers do, so that no pass takes back what another wrote to it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.forwards = self.backwards = 0
+        self.items: list[Any] = []
+
+    def __deepcopy__(self, memo: Any) -> Record:
+        return Record()
+
+
 class MaskRecorder(nn.Module):
     """Dropout that keeps every mask it drew in train mode."""
 
     def __init__(self, p: float = 0.5):
         super().__init__()
-        self.p, self.masks = p, []
+        self.p, self.record = p, Record()
+
+    @property
+    def masks(self) -> list[Tensor]:
+        return self.record.items
 
     def forward(self, x: Tensor) -> Tensor:
         mask = F.dropout(torch.ones_like(x), self.p, self.training)
@@ -119,17 +136,25 @@ class Saboteur(nn.Module):
     ):
         super().__init__()
         self.on_forward, self.on_backward = on_forward, on_backward
-        self.forwards = self.backwards = 0
+        self.record = Record()
+
+    @property
+    def forwards(self) -> int:
+        return self.record.forwards
+
+    @property
+    def backwards(self) -> int:
+        return self.record.backwards
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        self.forwards += 1
+        self.record.forwards += 1
         self.on_forward(self.forwards)
         return _Backward.apply(x, self._gradient) if torch.is_grad_enabled() else x
 
     def _gradient(self, gradient: Tensor) -> Tensor:
-        self.backwards += 1
+        self.record.backwards += 1
         return self.on_backward(self.backwards, gradient)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import MaskRecorder, Net, classification, steps_of
+from models import MaskRecorder, Net, Record, classification, steps_of
 from reference import BASES, SPECS, Base, Spec, by_name, flat, reference_run
 from torch import Tensor, nn
 
@@ -22,13 +22,13 @@ class Branching(nn.Module):
         super().__init__()
         self.net, self.sometimes = Net(), nn.Linear(6, 3)
         nn.init.constant_(self.sometimes.weight, 0.1)
-        self.joins, self.period, self.calls = joins, period, 0
+        self.joins, self.period, self.record = joins, period, Record()
 
     def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         logits = self.net(x)["logits"]
-        if self.calls % self.period in self.joins:
+        if self.record.forwards % self.period in self.joins:
             logits = logits + self.sometimes(x)
-        self.calls += 1
+        self.record.forwards += 1
         return {"loss": nn.functional.cross_entropy(logits, labels)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,6 +49,7 @@ class Footprint:
     """Two steps of a deep narrow net (weights far larger than activations), the second one measured."""
 
     def __init__(self, make_method: Callable[[nn.Module, torch.optim.Optimizer], Any] | None, max_norm: float | None):
+        self.lock = threading.Lock()  # no pass takes back what is measured
         self.model = nn.Sequential(*[nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(DEPTH)])
         self.optimizer = BASES[2].torch(self.model.parameters(), foreach=False)
         self.method = make_method(self.model, self.optimizer) if make_method else None

@@ -8,7 +8,7 @@ the optimizer's post-step hook.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 
 import torch
@@ -30,7 +30,7 @@ from .passes import Passes
 from .progress import Progress
 from .rounding import Noise
 from .scopes import Scope
-from .state import BufferState, RandomState, accelerators_of
+from .state import Root, State
 from .term import Term
 from .weights import Weights
 
@@ -53,6 +53,7 @@ class Engine:
         autocast_dtype: the type that the closures compute in by autocast, None without.
         total_steps: how many optimizer steps the training makes; None if that is not known.
         began_on_grid: the training, now resumed, began with weights that are bfloat16 numbers (``weights.on_grid``).
+        roots: objects beside the model that hold state of a pass. Default None: what the closures refer to.
 
     Attributes:
         course: what goes on from step to step; a resumed run loads it.
@@ -74,6 +75,7 @@ class Engine:
         autocast_dtype: torch.dtype | None = None,
         total_steps: int | None = None,
         began_on_grid: bool = False,
+        roots: Iterable[Root] | None = None,
     ) -> None:
         self.model = model
         if weights is None and is_engine(model):
@@ -91,6 +93,7 @@ class Engine:
         no_sync = no_sync or (lambda: gradients_unreduced(model))
         self.scope = Scope(options.scope, model, no_sync, self.method.adds_after_step, self.method.decides_replays)
         self.loss_scale = loss_scale
+        self.state = State(self.weights, roots)
         self.metrics: dict[str, Tensor | float] = {}
         kept = Kept(self.method.name, self.method.keeps, self.weights)
         self.course = Course(Progress(total_steps), kept, Directions(self.weights, self.scope.reduces_ascent))
@@ -124,7 +127,7 @@ class Engine:
     def _forget_step(self) -> None:
         self.micro_batches: list[MicroBatch] = []
         self.losses: list[Tensor] = []
-        self.buffers: BufferState | None = None
+        self.state.forget()
         self.passes: Passes | None = None
         self.measured: list[dict[str, Tensor | float]] = []
         self.arrivals = Arrivals(self.weights, self.scope.gradients_are_views)
@@ -153,15 +156,17 @@ class Engine:
         """
         self._put_back()
 
+    def start_epoch(self) -> None:
+        """Take note that the next step is the first of an epoch."""
+        self.method.start_epoch()
+        self.state.checked_steps.epoch_begins()
+
     def record(self, closure: Closure, last: bool) -> Tensor:
-        """Run a micro-batch's first pass and remember it for the replays.
+        """Run a micro-batch's first pass and remember it for the replays; returns the closure's loss, detached.
 
         Args:
             closure: forward and backward of the micro-batch; returns its share of the batch's mean loss.
             last: whether it is the step's last micro-batch.
-
-        Returns:
-            The closure's loss, detached.
         """
         if self.method.is_plain:
             with self.scope.pass_context(reduce=last):
@@ -169,19 +174,17 @@ class Engine:
         with self._aborting_on_error():
             if not self.losses:
                 self.term.begin()
-            alone = self.scope.is_each_micro_batch
-            self.arrivals.look(begins=alone or not self.micro_batches)
-            if alone or self.buffers is None:
-                self.buffers = BufferState(self.model, self.habits.modules())
-            random_state = RandomState(accelerators_of(self.model.parameters()))
-            with self.scope.pass_context(reduce=last and self.scope.reduces_ascent):
-                continues = not alone and bool(self.micro_batches)
-                loss = self.habits.first_pass(closure, self.buffers, self.method.probes, continues)
+            alone, begins = self.scope.is_each_micro_batch, not self.micro_batches
+            self.arrivals.look(begins)
+            if begins:
+                self.state.begin(self.course.progress.steps_made + 1)
+            moment = self.state.take(closure)
+            with self.scope.pass_context(reduce=last and self.scope.reduces_ascent), self.state.watched():
+                loss = self.habits.first_pass(closure, self.state, self.method.probes, continues=not begins)
             if not isinstance(loss, Tensor):
                 raise TypeError(f"the closure returned {type(loss).__name__}: it must return the loss, a tensor")
-            loss = loss.detach()
-            self.micro_batches.append((closure, random_state))
-            self.losses.append(loss)
+            self.micro_batches.append(MicroBatch(closure, moment))
+            self.losses.append(loss := loss.detach())
             if alone:
                 if self.weights.have_gradient():
                     self._run_method(loss)
@@ -261,6 +264,7 @@ class Engine:
         """``abort``, and take the hooks off the optimizer."""
         self.abort()
         self.term.detach()
+        self.state.close()
 
     def clean_weights(self) -> AbstractContextManager[None]:
         """Inside, the weights are the unperturbed ones, even for a signal handler in the middle of a pass."""
@@ -281,7 +285,7 @@ class Engine:
             self.weights,
             self.scope,
             self.micro_batches,
-            self.buffers,
+            self.state,
             loss,
             habits=self.habits,
             course=self.course,
@@ -293,3 +297,4 @@ class Engine:
         self.term.collect(passes)
         self.measured.append(passes.metrics)
         self.passes = None
+        self.state.checked_steps.was_checked()

@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from .elsewhere import check_pass, gradient_attributes
 from .micro_batch import Closure
 from .parallel import sharded_modules
-from .state import BufferState
+from .state import State
 from .watch import Watch, leaves_of
 from .weights import Weights
 
@@ -52,18 +52,17 @@ class Habits:
         self.asks_factors = False
         self.factors: list[float | None] = []
         self.foreign: list[weakref.ref[Tensor]] = []
-        self.foreign_modules: list[weakref.ref[nn.Module]] = []
 
     def allow_for_whole_steps(self) -> None:
         """From now on a closure is a training step of the user's own, which may read, change and drop gradients."""
         self.touch_gradients = self.need_derivatives = self.are_whole_steps = True
 
-    def first_pass(self, closure: Closure, buffers: BufferState, always: bool, continues: bool) -> Any:
+    def first_pass(self, closure: Closure, state: State, always: bool, continues: bool) -> Any:
         """Make it, watched or not.
 
         Args:
             closure: the micro-batch's forward and backward.
-            buffers: the state from which the pass begins; includes those of modules outside the model that it calls.
+            state: of the passes; takes up that of modules outside the model which the closure calls.
             always: watch it whatever the step.
             continues: whether the gradient of an earlier micro-batch of the step is in p.grad.
 
@@ -77,7 +76,7 @@ class Habits:
         self.idle, self.factors = False, []
         before = gradient_attributes(self.weights.parameters()) if not self.steps_made else {}
         if (always or _is_power_of_ten(self.steps_made + 1)) and not _is_compiled(self.model):
-            result = self._watched(closure, buffers, continues)
+            result = self._watched(closure, state, continues)
         else:
             result = self._unwatched(closure)
         if not self.steps_made:
@@ -91,9 +90,9 @@ class Habits:
             self.idle = any(id(leaf) in optimized for leaf in leaves_of([result]))
         return result
 
-    def _watched(self, closure: Closure, buffers: BufferState, continues: bool) -> Any:
+    def _watched(self, closure: Closure, state: State, continues: bool) -> Any:
         watch = Watch(self.weights.parameters(), self.asks_factors)
-        with self._meeting_modules(buffers):
+        with self._meeting_modules(state):
             result = watch.run(closure)
         if watch.drops and continues and not self.are_whole_steps:
             raise RuntimeError(ZEROED)
@@ -109,28 +108,21 @@ class Habits:
         self.foreign += [weakref.ref(leaf) for leaf in leaves if id(leaf) not in known]
 
     @contextlib.contextmanager
-    def _meeting_modules(self, buffers: BufferState) -> Iterator[None]:
+    def _meeting_modules(self, state: State) -> Iterator[None]:
         """Inside, modules outside the model that are called in train mode become known."""
-        known = {id(module) for root in (self.model, *self.modules()) for module in root.modules()}
+        known = {id(module) for module in self.model.modules()}
 
         def meet(module: nn.Module, args: Any) -> None:
             if id(module) not in known:
                 known.update(id(inner) for inner in module.modules())
                 if module.training and any(True for _ in module.buffers()):
-                    self.foreign_modules.append(weakref.ref(module))
-                    buffers.include(module)
+                    state.include(module)
 
         handle = register_module_forward_pre_hook(meet)
         try:
             yield
         finally:
             handle.remove()
-
-    def modules(self) -> list[nn.Module]:
-        """Modules outside the model with buffers, which count one pass, as the model's do."""
-        alive = [(reference, reference()) for reference in self.foreign_modules]
-        self.foreign_modules = [reference for reference, module in alive if module is not None]
-        return [module for _, module in alive if module is not None]
 
     def others(self) -> list[Tensor]:
         """Tensors outside the model and the base optimizer that the closures leave gradients on.

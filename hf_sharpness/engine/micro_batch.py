@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .state import RandomState
+from .state import Moment
 
 Closure = Callable[[], Tensor]
 """Forward and backward of one micro-batch: adds to p.grad, returns the micro-batch's share of the batch's mean loss."""
 
 
 class MicroBatch(NamedTuple):
-    """A micro-batch whose first pass has been made: its closure, and the random state from which that pass began."""
+    """A micro-batch whose first pass has been made: its closure, and the state from which that pass began."""
 
     closure: Closure
-    random_state: RandomState
+    before: Moment

@@ -6,8 +6,6 @@ gradient is the sum of theirs, a perturbation moves it once, by the sum, and it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
@@ -85,21 +83,6 @@ class Memory:
         return piece.as_strided(tensor.size(), tensor.stride(), offset)
 
 
-def lying_on(tensors: Iterable[Tensor], weights: Iterable[Tensor]) -> set[int]:
-    """The ids of those tensors that overlap a weight: they move with it, and are put back with it."""
-    extents: dict[int, list[tuple[int, int]]] = {}
-    for weight in weights:
-        if weight.layout == torch.strided and not weight.is_meta:
-            extents.setdefault(_storage(weight), []).append(_bytes(weight))
-    found = set()
-    for tensor in tensors:
-        if tensor.layout == torch.strided and not tensor.is_meta and _storage(tensor) in extents:
-            first, after = _bytes(tensor)
-            if any(first < end and start < after for start, end in extents[_storage(tensor)]):
-                found.add(id(tensor))
-    return found
-
-
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr() or id(tensor)  # tensors without elements share no memory
 
@@ -107,11 +90,14 @@ def _storage(tensor: Tensor) -> int:
 def _extent(tensor: Tensor) -> tuple[int, int]:
     """The first element of its storage that a tensor uses, and the one after the last."""
     first = int(tensor.storage_offset())
+    if not tensor.numel():
+        return first, first
     steps = zip(tensor.size(), tensor.stride(), strict=True)
     return first, first + sum((size - 1) * stride for size, stride in steps) + 1
 
 
-def _bytes(tensor: Tensor) -> tuple[int, int]:
+def extent_in_bytes(tensor: Tensor) -> tuple[int, int]:
+    """The first byte of its storage that a tensor uses, and the one after the last."""
     first, after = _extent(tensor)
     return first * tensor.element_size(), after * tensor.element_size()
 

@@ -21,7 +21,7 @@ from .optimizers import maximizes
 from .replays import Replays
 from .scopes import Scope
 from .skip_backward import SkipBackward
-from .state import BufferState, RandomState, accelerators_of
+from .state import State
 from .weights import Weights
 
 
@@ -34,7 +34,7 @@ class Passes(Climbs):
         weights: where weights and gradients are.
         scope: how gradients are reduced over ranks.
         micro_batches: those whose first pass has been made.
-        buffers: the model's buffers at the start of the first pass.
+        state: what a pass changes besides weights and gradients, at the moments of this step.
         loss: the loss of the first pass.
         habits: what the closures were seen to do.
         course: what the steps are part of.
@@ -50,7 +50,7 @@ class Passes(Climbs):
         weights: Weights,
         scope: Scope,
         micro_batches: list[MicroBatch],
-        buffers: BufferState,
+        state: State,
         loss: Tensor,
         *,
         habits: Habits,
@@ -63,9 +63,8 @@ class Passes(Climbs):
         self.method = method
         self.habits = habits
         self.micro_batches = micro_batches
-        self.buffers_before = buffers
-        self.buffers_after = BufferState(model, habits.modules())
-        self.random_after = RandomState(accelerators_of(model.parameters()))
+        self.state = state
+        self.after = state.after_first_passes()
         self.term: tuple[Vector, float] | None = None
         self.device = loss.device
         self.counted: Replays  # once the method runs
@@ -79,7 +78,7 @@ class Passes(Climbs):
         self._turn_gradient()
 
     def run(self) -> None:
-        """Run the method; afterwards p.grad holds its gradient, and weights, buffers and random state are as before."""
+        """Run the method; afterwards p.grad holds its gradient, and weights and all other state are as before."""
         try:
             try:
                 self.counted = Replays(self.method, self, self.weights.rank_groups, self.device)
@@ -100,16 +99,16 @@ class Passes(Climbs):
             if self.saved:
                 torch._foreach_copy_(self.live + self.copies, self.saved + self.saved_copies)
             self.restore()
+        self.state.after_further_passes()
 
     def restore(self) -> None:
-        """Weights, buffers and random state as the first pass left them. Harmless to repeat."""
+        """Weights and all other state as the first pass left them. Harmless to repeat."""
         self._end_probe()
         if self.saved:
             vectors.copy_(self.live + self.copies, self.saved + self.saved_copies)
             torch.clear_autocast_cache()
             self.weights.weights_put_back()
-        self.buffers_after.restore()
-        self.random_after.restore()
+        self.after.restore()
         for parameter, gradient in self.bystanders:
             parameter.grad = gradient
 
@@ -248,14 +247,13 @@ class Passes(Climbs):
             torch.set_grad_enabled(True)
 
     def _pass(self, reduce: bool) -> Tensor:
-        """One more pass over all micro-batches, with the buffers and the random numbers of the first."""
-        self.buffers_before.restore()
+        """One more pass over all micro-batches, each from the state that its first pass began with."""
         self.course.progress.pass_made(len(self.micro_batches))
         losses = []
-        for index, (closure, random_state) in enumerate(self.micro_batches):
-            random_state.restore()
+        for index, (closure, before) in enumerate(self.micro_batches):
+            before.restore()
             last = index == len(self.micro_batches) - 1
-            with self.scope.pass_context(reduce and last):
+            with self.scope.pass_context(reduce and last), self.state.watched():
                 losses.append(closure().detach())
         return torch.stack(losses).sum()
 

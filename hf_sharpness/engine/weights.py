@@ -104,6 +104,15 @@ class Weights:
     def check_can_save(self) -> None:
         """Raise a RuntimeError if the weights cannot be read whole in the middle of a pass."""
 
+    @property
+    def binds_weights(self) -> bool:
+        """Whether the names of parameters in the model are bound to other tensors within a pass (gathered ones)."""
+        return bool(self.sharded_modules)
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether a tensor that the optimizer does not step is nevertheless no state of a pass: a gathered weight."""
+        return self.binds_weights and isinstance(tensor, nn.Parameter) and not is_sharded(tensor)
+
     def copies(self) -> Vector:
         """Further tensors that hold the weights: saved and put back with them."""
         return []

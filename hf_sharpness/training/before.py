@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..engine import Engine
-from ..engine.state import BufferState, RandomState, accelerators_of
-from .counters import Tally
+from .counters import ChangedByOthers
 from .replay import copied
 
 
@@ -21,10 +20,9 @@ class BeforeStep:
     def __init__(self, trainer: Any, engine: Engine) -> None:
         self.trainer = trainer
         self.engine = engine
+        self.counters = ChangedByOthers(trainer)
         parameters = [p for p in engine.model.parameters() if p.requires_grad]
-        self.random_state = RandomState(accelerators_of(engine.model.parameters()))
-        self.buffers = BufferState(engine.model)
-        self.counters = Tally(trainer)
+        self.state = engine.state.before_step()
         self.method = copied(vars(engine.method))
         self.steps_made = engine.course.progress.steps_made
         self.kept = {name: dict(tensors) for name, tensors in engine.course.kept.values.items()}
@@ -41,9 +39,10 @@ class BeforeStep:
 
     def restore(self) -> None:
         """All of it as it was."""
-        self.random_state.restore()
-        self.buffers.restore()
-        self.counters.restore()
+        own = vars(self.trainer)
+        of_the_loop = {name: own[name] for name in self.counters.names if name in own}
+        self.state.restore()
+        own.update(of_the_loop)
         vars(self.engine.method).clear()
         vars(self.engine.method).update(self.method)
         self.engine.course.progress.steps_made = self.steps_made

@@ -11,20 +11,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.state import RandomState, accelerators_of
+from ..engine.state import Moment, Root, State
 from .accumulation import AccelerateState
-from .counters import counters_kept
 
 Prepare = Callable[[Any], Any]
 
+NO_STATE_OF_A_PASS = frozenset(
+    {"train_dataset", "eval_dataset", "args", "state", "control", "accelerator", "callback_handler", "current_flos"}
+    | {"optimizer", "lr_scheduler", "_prepare_inputs", "training_step", "_engine", "_steps", "_averages"}
+)
+"""Attributes of a Trainer that passes leave alone, or that are to keep what a further pass makes of them."""
+
+
+def state_of(trainer: Any) -> list[Root]:
+    """Where the engine looks for state of a Trainer's passes: its attributes, its loss function among them."""
+    return [Root("trainer", trainer, NO_STATE_OF_A_PASS)]
+
 
 class FirstPass:
-    """Inputs and numbers of a micro-batch's first pass.
+    """Inputs of a micro-batch's first pass, and what its replays begin with besides the engine's state.
 
     A Trainer may do more in ``_prepare_inputs`` than move tensors: TRL's GRPO and RLOO generate completions there and
     hand out slices of a buffer. So a subclass's own is called in the first pass alone, and the replays get what it
-    returned, go on from the random state it left, and see the numbers that the Trainer held then. Only where it
-    returned what depends on weights, or can be read just once, is it called again.
+    returned and go on from the state that it left. Only where it returned what depends on weights, or can be read just
+    once, is it called again.
 
     Every pass gets copies, so that it may change its inputs in place.
 
@@ -32,14 +42,15 @@ class FirstPass:
         trainer: the Trainer, just before the first pass.
         inputs: the micro-batch, as ``training_step`` got it.
         stock_prepare: transformers' own ``_prepare_inputs``, which may be called again and again.
+        state: the engine's, of the step under way.
         whole: a pass is a subclass's whole step, which may change its inputs before it prepares them.
     """
 
-    def __init__(self, trainer: Any, inputs: Any, stock_prepare: Prepare, whole: bool = False) -> None:
+    def __init__(self, trainer: Any, inputs: Any, stock_prepare: Prepare, state: State, whole: bool = False) -> None:
         self.trainer = trainer
+        self.state = state
         self.inputs = inputs
         self.whole = whole
-        self.numbers = _Numbers(trainer)
         self.accelerate = AccelerateState(trainer.accelerator)
         self.prepare: Prepare | None = trainer._prepare_inputs
         if getattr(self.prepare, "__func__", None) is stock_prepare:
@@ -64,8 +75,7 @@ class FirstPass:
             if _find(result, lambda value: _is_iterator(value) or _requires_grad(value)) is not None:
                 self.prepared.append(again)
                 return result
-            random_state = RandomState(accelerators_of(self.trainer.model.parameters()))
-            self.prepared.append(_Prepared(result, random_state, _Numbers(self.trainer)))
+            self.prepared.append(_Prepared(result, self.state.note()))
             return copied(result)
 
         with self._preparing_by(prepare):
@@ -73,7 +83,7 @@ class FirstPass:
 
     @contextlib.contextmanager
     def repeated(self) -> Iterator[None]:
-        """Around a replay; afterwards the Trainer's counters are what they were before it.
+        """Around a replay.
 
         Raises:
             ValueError: the inputs do not allow a second pass.
@@ -89,19 +99,16 @@ class FirstPass:
             if isinstance(known, _Again):
                 _check_repeatable(known.inputs)
                 return self.prepare(copied(known.inputs))
-            known.random_state.restore()
-            known.numbers.restore(self.trainer)
+            known.left.restore()
             return copied(known.result)
 
         accelerate = AccelerateState(self.trainer.accelerator)
-        with counters_kept(self.trainer):
-            self.numbers.restore(self.trainer)
-            self.accelerate.restore()
-            try:
-                with self._preparing_by(prepare):
-                    yield
-            finally:
-                accelerate.restore()
+        self.accelerate.restore()
+        try:
+            with self._preparing_by(prepare):
+                yield
+        finally:
+            accelerate.restore()
 
     def check_repeatable(self) -> None:
         """Raise a ValueError if the inputs do not allow a second pass."""
@@ -129,8 +136,7 @@ class _Prepared:
     """What a subclass's ``_prepare_inputs`` returned in the first pass, and the state it left."""
 
     result: Any
-    random_state: RandomState
-    numbers: _Numbers
+    left: Moment
 
 
 @dataclasses.dataclass
@@ -138,31 +144,6 @@ class _Again:
     """What ``_prepare_inputs`` was given, where a replay must call it again."""
 
     inputs: Any
-
-
-class _Numbers:
-    """The numbers that an object holds, for a pass to count from the same.
-
-    Flags and other values are left alone: they guard what is to happen once. Where a pass has made a number that the
-    object did not have, its flags go back too: one of them may say that the number is there.
-    """
-
-    def __init__(self, owner: object) -> None:
-        self.names = frozenset(vars(owner))
-        self.values = {name: value for name, value in vars(owner).items() if type(value) in (int, float)}
-        self.flags = {name: value for name, value in vars(owner).items() if type(value) is bool}
-        self.empty = [name for name, value in vars(owner).items() if value is None]
-
-    def restore(self, owner: object) -> None:
-        own = vars(owner)
-        made = [name for name, value in own.items() if type(value) in (int, float) and name not in self.names]
-        if any(not hasattr(type(owner), name) for name in made):
-            made += [name for name, value in own.items() if type(value) is bool and name not in self.names]
-            own.update(self.flags)
-        for name in made:
-            del own[name]  # the class's default is visible again
-        own.update({name: None for name in self.empty if type(own.get(name)) in (int, float)})
-        own.update(self.values)
 
 
 def copied(inputs: Any, device: torch.device | None = None) -> Any:

@@ -196,7 +196,7 @@ class Steps:
         if inputs is None:
             inputs = call.inputs
         results: list[Any] = []
-        first_pass = FirstPass(self.trainer, call.kept, self.stock._prepare_inputs, whole=True)
+        first_pass = FirstPass(self.trainer, call.kept, self.stock._prepare_inputs, self.engine.state, whole=True)
         first_pass.check_repeatable()
 
         def run(inputs: Any) -> Tensor:
@@ -252,7 +252,7 @@ class Steps:
         return loss
 
     def _repeated(self, call: Call, plain: Callable[[Any], Tensor], inputs: Any) -> Tensor:
-        first_pass = FirstPass(self.trainer, inputs, self.stock._prepare_inputs)
+        first_pass = FirstPass(self.trainer, inputs, self.stock._prepare_inputs, self.engine.state)
         loss = self._record(first_pass, plain, call, first_pass.inputs_of_a_pass())
         if call.last:
             self._finish()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import Net, accumulate, classification, steps_of
+from models import Net, Record, accumulate, classification, steps_of
 from reference import flat
 from torch import Tensor, nn
 
@@ -129,11 +129,11 @@ def test_a_parameter_that_only_the_replay_reaches_is_clipped_as_the_others() -> 
     """Its gradient was zero and stays zero: where all was multiplied by one number, its term is too."""
 
     class Late(Net):
-        calls = 0
+        record = Record()
 
         def forward(self, x: Tensor, labels: Tensor) -> Any:
-            self.calls += 1
-            logits = self.last(self.features(x)) + (self.extra(x) if self.calls % 2 == 0 else 0)
+            self.record.forwards += 1
+            logits = self.last(self.features(x)) + (self.extra(x) if self.record.forwards % 2 == 0 else 0)
             return {"loss": nn.functional.cross_entropy(logits, labels)}
 
     runs = []

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from models import Record
 from reference import SPECS, Base, Spec, by_name, reference_run
 from torch import Tensor, nn
 
@@ -98,11 +99,13 @@ def test_the_memory_moves_as_one_parameter(
 class LateOutput(ByHand):
     """The output layer takes part from the second pass of a step on."""
 
-    calls = 0
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.record = Record()
 
     def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        self.calls += 1
-        out = self.out if self.calls % 2 == 0 else self.out.detach()
+        self.record.forwards += 1
+        out = self.out if self.record.forwards % 2 == 0 else self.out.detach()
         logits = torch.tanh(self.middle(self.embed[x])) @ out.t()
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 

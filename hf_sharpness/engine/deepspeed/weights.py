@@ -90,6 +90,14 @@ class ZeroWeights(Weights):
         # With bf16.enabled the parts begin as the model's own bfloat16 weights, and every pass sees them in bfloat16.
         return [self.zero.dtype == torch.bfloat16] * len(params)
 
+    @property
+    def binds_weights(self) -> bool:
+        return True
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """The model's trainable parameters follow the parts; ZeRO-3 gathers the frozen ones as well."""
+        return isinstance(tensor, nn.Parameter) and (tensor.requires_grad or hasattr(tensor, "ds_id"))
+
     def stepped_together(self, params: list[nn.Parameter]) -> list[list[nn.Parameter]]:
         return [[part] for part in params]
 

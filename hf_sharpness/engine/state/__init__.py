@@ -1,0 +1,7 @@
+"""What passes leave behind besides weights and gradients: found, noted, and put back."""
+
+from .generators import RandomState, accelerators_of
+from .paths import Root
+from .state import Moment, State
+
+__all__ = ["Moment", "RandomState", "Root", "State", "accelerators_of"]

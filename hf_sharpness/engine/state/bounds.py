@@ -1,0 +1,91 @@
+"""Where a walk over Python objects ends: what is no state of a pass, or is shared with others than the passes."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import types
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.utils.data
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .code import is_own
+
+ATOMS = {
+    *(int, float, complex, bool, str, bytes, type(None), type(Ellipsis), type(NotImplemented), range, slice, type),
+    *(torch.dtype, torch.device, torch.Size, torch.layout, types.BuiltinFunctionType, types.ModuleType),
+}
+"""Types of values that hold nothing."""
+PRIVATE_TO_LIBRARIES = {
+    *("torch", "transformers", "tokenizers", "datasets", "accelerate", "deepspeed", "huggingface_hub", "numpy"),
+    *("pandas", "pyarrow", "PIL", "wandb", "tqdm", "tensorboard", "tensorboardX", "mlflow", "comet_ml", "trackio"),
+    *("neptune", "aim", "clearml", "swanlab", "ray", "optuna", "vllm", "bitsandbytes", "matplotlib", "sklearn"),
+    *("scipy", "safetensors", "triton", "jax", "tensorflow", "IPython", "hf_sharpness"),
+}
+"""Objects of these packages' classes are services, settings or data. Modules (``nn.Module``) are walked anyway."""
+_WRAPPERS = {"torch.nn.parallel", "torch.distributed", "torch._dynamo", "deepspeed", "accelerate"}
+"""Modules of these packages' classes hold a model and state of their own, which no pass is to repeat."""
+SHARED_BY_THREADS = {"_thread", "threading", "queue", "_queue", "multiprocessing", "concurrent", "asyncio", "_asyncio"}
+"""An object that holds one of these modules' objects is a service that other threads write to."""
+NO_STATE = (
+    *(enum.Enum, type, torch.autograd.Function, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler),
+    *(torch.utils.data.Dataset, torch.utils.data.DataLoader, torch.utils.data.Sampler),
+    *(TorchDispatchMode, TorchFunctionMode),
+)
+"""Base classes of objects that are none of a pass's state: the data and what draws from it, optimizers, observers."""
+NO_VARIABLES = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
+"""What a script's names are bound to once and for all."""
+PLAIN = {dict, OrderedDict, defaultdict, Counter}
+"""Dicts that have no attributes."""
+
+
+def module_of(kind: type) -> str:
+    """The name of the module that defines a class."""
+    name = kind.__module__
+    return name if isinstance(name, str) else ""
+
+
+def is_a_service(values: Iterable[Any]) -> bool:
+    """Whether an object that holds these is written to by other threads (loggers, progress bars, queues)."""
+    return any(module_of(type(value)).partition(".")[0] in SHARED_BY_THREADS for value in values)
+
+
+def attributes_of(value: Any) -> dict[str, Any]:
+    """An object's own attributes; empty where it has none, or hides them."""
+    try:
+        own = object.__getattribute__(value, "__dict__")
+    except Exception:
+        return {}
+    return own if type(own) is dict else {}
+
+
+def label(key: Any) -> str | int:
+    """What a key is called in a path: others may compare by the user's code."""
+    return key if type(key) in (str, int) else type(key).__name__
+
+
+@functools.lru_cache(maxsize=4096)
+def own_classes(kind: type) -> list[type]:
+    """Those of a class's bases, itself included, that the user has written."""
+    return [base for base in kind.__mro__ if is_own(module_of(base))]
+
+
+@functools.lru_cache(maxsize=4096)
+def slots_of(kind: type) -> Mapping[str, types.MemberDescriptorType]:
+    """The slots of a class and its bases."""
+    found: dict[str, types.MemberDescriptorType] = {}
+    for base in kind.__mro__:
+        found.update((n, v) for n, v in vars(base).items() if type(v) is types.MemberDescriptorType)
+    return found
+
+
+def is_wrapper(kind: type) -> bool:
+    """Whether modules of a class belong to a framework. Not FSDP2's: they derive from the class that they shard."""
+    names = [module_of(base) for base in kind.__mro__ if issubclass(base, nn.Module) and base is not nn.Module]
+    return bool(names) and all(any(n == w or n.startswith(w + ".") for w in _WRAPPERS) for n in names)

@@ -1,0 +1,55 @@
+"""Which names a further pass does not put back: flags guard what is to happen once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+from .holders import MISSING, Content, Holder, LeftAlone, Names
+
+
+class Flags(LeftAlone):
+    """Flags (names that hold True or False), as the first passes of a step have changed them.
+
+    A flag that guards a message, or an initialisation of weights that depends on data, is set once, by the first pass,
+    and further passes shall find it set. But where the first pass has also created what the flag stands for, a further
+    pass begins without either. At the end of a step only flags that the first passes changed are put back: another may
+    have been set by a signal handler meanwhile.
+
+    Args:
+        before: holders with their contents before each first pass.
+        weights_were_set: the first passes wrote to trainable weights themselves, as such an initialisation does.
+    """
+
+    def __init__(self, before: Iterable[tuple[Holder, Content]], weights_were_set: bool) -> None:
+        self.at_end = False
+        self.changed: dict[int, set[Any]] = {}
+        self.set_once: set[int] = set()
+        for holder, content in before:
+            changes = holder.changes(content) if isinstance(holder, Names) else []
+            flags = [name for name, value, current in changes if _is_flag(value, current)]
+            if flags:
+                key = id(holder.target)
+                self.changed.setdefault(key, set()).update(flags)
+                created = any(v is MISSING or v is None for n, v, _ in changes if n not in flags)
+                alone = len(flags) == len(changes) and (holder.is_dict or bool(holder.skip))
+                if not created and (weights_were_set or alone):
+                    self.set_once.add(key)
+
+    def for_the_end(self) -> Flags:
+        """The same, for the end of the step."""
+        flags = copy.copy(self)
+        flags.at_end = True
+        return flags
+
+    def skips(self, holder: Names, name: Any, value: Any, current: Any) -> bool:
+        if not _is_flag(value, current):
+            return False
+        key = id(holder.target)
+        return name not in self.changed.get(key, ()) if self.at_end else key in self.set_once
+
+
+def _is_flag(value: Any, current: Any) -> bool:
+    kinds = {type(v) for v in (value, current) if v is not MISSING}
+    return kinds == {bool}

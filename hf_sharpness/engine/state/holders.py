@@ -1,0 +1,226 @@
+"""Python objects that hold state: what they hold is noted, and put back into the same object.
+
+Nothing here calls the user's code: values are compared by identity, and objects are read and written through the
+methods of the built-in types.
+"""
+
+from __future__ import annotations
+
+import types
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Mapping
+from operator import is_
+from typing import Any
+
+LONGEST = 10_000
+"""Lists of more elements are data or a long record: known by their length, so that what was appended can be told."""
+
+Content = Any
+"""What a holder held, as ``Holder.take`` returns it."""
+
+
+class Holder:
+    """An object whose contents a pass may change.
+
+    Args:
+        target: the object.
+    """
+
+    __slots__ = ("target",)
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+
+    def take(self) -> Content:
+        """What it holds now, by reference."""
+        raise NotImplementedError
+
+    def put(self, content: Content, left_alone: LeftAlone) -> None:
+        """Make it hold that again."""
+        raise NotImplementedError
+
+
+class LeftAlone:
+    """Names in holders that are not put back.
+
+    A flag guards what is to happen once (a message, an initialisation that depends on data), so it takes more than
+    another value to put it back. See ``FlagsOfAStep``.
+    """
+
+    def skips(self, holder: Names, name: Any, value: Any, current: Any) -> bool:
+        """Whether ``holder`` keeps ``current`` under that name instead of ``value``. Either may be MISSING."""
+        return False
+
+
+MISSING = object()
+
+
+class Names(Holder):
+    """Names and values: an instance's ``__dict__``, a dict, a module's buffers.
+
+    Args:
+        target: the dict.
+        skip: names that are never put back.
+        is_dict: whether it is a dict of the user's, and no object's attributes.
+    """
+
+    __slots__ = ("is_dict", "skip")
+
+    def __init__(self, target: Any, skip: frozenset[str] = frozenset(), is_dict: bool = False) -> None:
+        super().__init__(target)
+        self.skip = skip
+        self.is_dict = is_dict
+
+    def take(self) -> Content:
+        return dict(self.target) if type(self.target) is dict else dict(self.items())
+
+    def put(self, content: Content, left_alone: LeftAlone) -> None:
+        for name, value, current in self.changes(content):
+            if not left_alone.skips(self, name, value, current):
+                if value is MISSING:
+                    self.delete(name)
+                else:
+                    self.set(name, value)
+
+    def changes(self, content: Content) -> list[tuple[Any, Any, Any]]:
+        """For every name that holds another value than in ``content``: the name, that value, the present one."""
+        now = self.take()
+        if len(now) == len(content) and all(map(is_, now.values(), content.values())) and all(map(is_, now, content)):
+            return []
+        changes = [(name, MISSING, value) for name, value in now.items() if name not in content]
+        for name, value in content.items():
+            current = now.get(name, MISSING)
+            if current is not value:
+                changes.append((name, value, current))
+        return [change for change in changes if change[0] not in self.skip]
+
+    def items(self) -> Iterable[tuple[Any, Any]]:
+        return dict.items(self.target)
+
+    def set(self, name: Any, value: Any) -> None:
+        (OrderedDict if isinstance(self.target, OrderedDict) else dict).__setitem__(self.target, name, value)
+
+    def delete(self, name: Any) -> None:
+        (OrderedDict if isinstance(self.target, OrderedDict) else dict).__delitem__(self.target, name)
+
+
+class SomeNames(Names):
+    """Those of the names in a dict that code refers to: a script's global variables."""
+
+    __slots__ = ("names",)
+
+    def __init__(self, target: dict[str, Any], names: Iterable[str]) -> None:
+        super().__init__(target)
+        self.names = frozenset(names)
+
+    def take(self) -> Content:
+        return {name: self.target[name] for name in self.names if name in self.target}
+
+
+class Slots(Names):
+    """The slots of an object that has no ``__dict__``, or has both."""
+
+    __slots__ = ("slots",)
+
+    def __init__(self, target: Any, slots: Mapping[str, types.MemberDescriptorType]) -> None:
+        super().__init__(target)
+        self.slots = slots
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        for name, slot in self.slots.items():
+            try:
+                value = slot.__get__(self.target)
+            except AttributeError:  # empty
+                continue
+            yield name, value
+
+    def set(self, name: str, value: Any) -> None:
+        self.slots[name].__set__(self.target, value)
+
+    def delete(self, name: str) -> None:
+        self.slots[name].__delete__(self.target)
+
+
+class ClassNumbers(Names):
+    """The numbers among the attributes of a class."""
+
+    __slots__ = ()
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        for name, value in type.__getattribute__(self.target, "__dict__").items():
+            if type(value) in (int, float):
+                yield name, value
+
+    def set(self, name: str, value: Any) -> None:
+        type.__setattr__(self.target, name, value)
+
+    def delete(self, name: str) -> None:
+        type.__delattr__(self.target, name)
+
+
+class Cell(Names):
+    """A variable that functions share (``nonlocal``)."""
+
+    __slots__ = ()
+
+    def items(self) -> Iterable[tuple[str, Any]]:
+        try:
+            return [("", self.target.cell_contents)]
+        except ValueError:  # empty
+            return []
+
+    def set(self, name: str, value: Any) -> None:
+        self.target.cell_contents = value
+
+    def delete(self, name: str) -> None:
+        del self.target.cell_contents
+
+
+class Elements(Holder):
+    """A list, deque or set."""
+
+    __slots__ = ()
+
+    def take(self) -> Content:
+        kind = self._kind()
+        if kind is list and list.__len__(self.target) > LONGEST:
+            return list.__len__(self.target), ()
+        return list(kind.__iter__(self.target))
+
+    def put(self, content: Content, left_alone: LeftAlone) -> None:
+        kind, target = self._kind(), self.target
+        if type(content) is tuple:
+            self._put_end(*content)
+            return
+        if kind.__len__(target) == len(content) and all(map(is_, kind.__iter__(target), content)):
+            return
+        if kind is list:
+            list.__setitem__(target, slice(None), content)
+            return
+        kind.clear(target)
+        (set.update if kind is set else deque.extend)(target, content)
+
+    def extended(self, earlier: Content) -> Content:
+        """What it holds now, where it had ``earlier``: of a long list what came at its end."""
+        if type(earlier) is tuple:
+            return earlier[0], tuple(list.__getitem__(self.target, slice(earlier[0], None)))
+        return self.take()
+
+    def _put_end(self, length: int, end: tuple[Any, ...]) -> None:
+        if list.__len__(self.target) >= length:  # else it has been emptied, and what it held is not known
+            list.__setitem__(self.target, slice(length, None), end)
+
+    def _kind(self) -> type:
+        return next(kind for kind in (list, deque, set) if isinstance(self.target, kind))
+
+
+class Array(Holder):
+    """A NumPy array, or any buffer of bytes that can be written to."""
+
+    __slots__ = ()
+
+    def take(self) -> Content:
+        return self.target.copy()
+
+    def put(self, content: Content, left_alone: LeftAlone) -> None:
+        self.target[...] = content

@@ -1,0 +1,276 @@
+"""Walks the Python objects that a pass can reach: everything within bounds from model, loss and trainer."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import bounds
+from .code import functions_of, is_own, names_in
+from .generators import is_generator
+from .holders import LONGEST, Array, Cell, ClassNumbers, Elements, Holder, Names, Slots, SomeNames
+from .paths import Path, Root
+from .quiet import QuietModules
+
+MOST = 20_000
+"""Objects that one walk looks at: the nearest ones."""
+LONGEST_OF_OBJECTS, LONGEST_OF_TENSORS = 64, 2_000
+"""Elements of a list that are looked at one by one."""
+LARGEST_ARRAY = 2**16
+"""Bytes of a NumPy array that is still copied."""
+
+_OF_A_MODULE = frozenset(vars(nn.Module()))
+
+
+class Reached:
+    """What a walk found.
+
+    Attributes:
+        holders: objects with contents.
+        tensors: tensors that are none of the weights, each with its path.
+        generators: random generators.
+    """
+
+    def __init__(self) -> None:
+        self.holders: list[Holder] = []
+        self.tensors: list[tuple[Path, Tensor]] = []
+        self.generators: list[Any] = []
+
+
+def reach(
+    roots: Iterable[Root], is_weight: Callable[[Tensor], bool], binds_weights: bool, quiet: QuietModules
+) -> Reached:
+    """Walk from the roots, the nearest objects first.
+
+    What quiet modules hold is in ``quiet`` instead of in the result.
+
+    Args:
+        roots: where to begin.
+        is_weight: says of a parameter whether it is moved and put back as one of the weights.
+        binds_weights: whether something else than the user's code binds other tensors to the names of parameters
+            (FSDP2, ZeRO-3), so that those names are left alone.
+        quiet: what the walk before this one knew of quiet modules; it is renewed if they have changed.
+    """
+    walk = _Walk(is_weight, binds_weights, quiet)
+    if quiet.are_unchanged():
+        walk.seen |= quiet.ids
+        others, quiet.others = quiet.others, []
+        for module, path in others:
+            walk.put(module, path)
+    else:
+        quiet.clear()
+    for root in roots:
+        if root.skip:
+            walk.skips[id(root.value)] = root.skip
+        walk.put(root.value, (None, root.name))
+    for visit, value, path in walk.queue:  # grows meanwhile; holds on to every object, so that no id is used twice
+        visit(walk, value, path)
+    for variables, names in walk.variables.values():
+        names = [name for name in names if not isinstance(variables[name], bounds.NO_VARIABLES)]
+        walk.reached.holders.append(SomeNames(variables, names))
+    return walk.reached
+
+
+class _Walk:
+    def __init__(self, is_weight: Callable[[Tensor], bool], binds_weights: bool, quiet: QuietModules) -> None:
+        self.quiet = quiet
+        self.is_weight = is_weight
+        self.binds_weights = binds_weights
+        self.reached = Reached()
+        self.seen: set[int] = set()
+        self.queue: list[tuple[Callable[..., None], Any, Path]] = []
+        self.skips: dict[int, frozenset[str]] = {}
+        self.variables: dict[int, tuple[dict[str, Any], set[str]]] = {}
+
+    def put(self, value: Any, path: Path) -> None:
+        """Have a value looked at later, if there is anything in it."""
+        kind = type(value)
+        if kind in bounds.ATOMS or id(value) in self.seen or len(self.queue) >= MOST:
+            return
+        visit = _visit(kind)
+        if visit is not None:
+            self.seen.add(id(value))
+            self.queue.append((visit, value, path))
+
+    def put_all(self, items: Iterable[tuple[Any, Any]], path: Path) -> None:
+        for key, value in items:
+            if type(value) not in bounds.ATOMS:
+                self.put(value, (path, key))
+
+    # One for each kind of object.
+
+    def tensor(self, tensor: Tensor, path: Path) -> None:
+        if not self.is_weight(tensor):
+            self.reached.tensors.append((path, tensor))
+
+    def generator(self, generator: Any, path: Path) -> None:
+        self.reached.generators.append(generator)
+
+    def wrapper(self, module: nn.Module, path: Path) -> None:
+        for inner in module._modules.values():
+            self.put(inner, path)
+
+    def module(self, module: nn.Module, path: Path) -> None:
+        own = module.__dict__
+        holder = Names(own, self.skips.get(id(module), frozenset()))
+        quiet, inner = not holder.skip and not bounds.own_classes(type(module)), []
+        for name, value in own.items():
+            if type(value) in bounds.ATOMS:
+                continue
+            if name == "_modules":
+                self.put_all(value.items(), path)
+            elif name == "_parameters":
+                quiet = self.parameters(value, path) and quiet
+            elif name == "_buffers":
+                inner.append(value)
+                if value:
+                    self.reached.holders.append(Names(value))
+                    self.put_all(value.items(), path)
+            elif name in _OF_A_MODULE:  # hooks
+                if isinstance(value, dict):
+                    inner.append(value)
+                    self.put_all(value.items(), (path, name))
+            elif isinstance(value, nn.Module):
+                self.put(value, (path, name))
+            elif _visit(type(value)) is not None:
+                quiet = False
+                self.put(value, (path, name))
+        if quiet and not any(inner) and self.quiet.add(module, holder, tuple(inner)):
+            return
+        self.reached.holders.append(holder)
+        self.quiet.others.append((module, path))
+        self.class_of(module, path)
+
+    def parameters(self, parameters: dict[str, Any], path: Path) -> bool:
+        """Returns whether all are weights."""
+        others = [p for p in parameters.values() if p is not None and not self.is_weight(p)]
+        if others and not self.binds_weights:
+            self.reached.holders.append(Names(parameters))
+        self.put_all(parameters.items() if others else (), path)
+        return not others
+
+    def instance(self, value: Any, path: Path) -> None:
+        own, slots = bounds.attributes_of(value), bounds.slots_of(type(value))
+        contents = [*own.items(), *Slots(value, slots).items()]
+        skip = self.skips.get(id(value), frozenset())
+        if not skip and bounds.is_a_service(v for _, v in contents):
+            return
+        if type(own) is dict:
+            self.reached.holders.append(Names(own, skip))
+        if slots:
+            self.reached.holders.append(Slots(value, slots))
+        self.put_all([(name, v) for name, v in contents if name not in skip], path)
+        self.class_of(value, path)
+
+    def class_of(self, value: Any, path: Path) -> None:
+        """What the methods of a class of the user's refer to: the script's variables, numbers of the class itself."""
+        for kind in bounds.own_classes(type(value)):
+            if id(kind) not in self.seen:
+                self.seen.add(id(kind))
+                self.reached.holders.append(ClassNumbers(kind))
+                for function in functions_of(kind):
+                    self.put(function, (None, kind.__name__))
+
+    def mapping(self, value: Any, path: Path) -> None:
+        if dict.__len__(value) <= LONGEST:
+            self.reached.holders.append(Names(value, is_dict=True))
+            self.put_all(((bounds.label(key), v) for key, v in dict.items(value)), path)
+        if type(value) not in bounds.PLAIN:
+            self.put_all(bounds.attributes_of(value).items(), path)
+
+    def elements(self, value: Any, path: Path) -> None:
+        kind = next(k for k in (list, deque, set) if isinstance(value, k))
+        self.reached.holders.append(Elements(value))
+        if kind.__len__(value) <= LONGEST:
+            self.put_elements(list(kind.__iter__(value)), path)
+
+    def tuple(self, value: Any, path: Path) -> None:
+        if tuple.__len__(value) <= LONGEST:
+            self.put_elements(list(tuple.__iter__(value)), path)
+
+    def put_elements(self, elements: list[Any], path: Path) -> None:
+        """A long list of tensors may be an average of all parameters; a long one of anything else is data."""
+        kinds = set(map(type, elements)) - bounds.ATOMS
+        if not kinds:
+            return
+        if len(elements) <= LONGEST_OF_OBJECTS or (
+            len(elements) <= LONGEST_OF_TENSORS and all(issubclass(kind, Tensor) for kind in kinds)
+        ):
+            self.put_all(enumerate(elements), path)
+
+    def array(self, value: Any, path: Path) -> None:
+        if value.nbytes <= LARGEST_ARRAY and value.flags.writeable and not value.dtype.hasobject:
+            self.reached.holders.append(Array(value))
+
+    def method(self, value: Any, path: Path) -> None:
+        self.put(value.__self__, path)
+        self.put(value.__func__, path)
+
+    def partial(self, value: Any, path: Path) -> None:
+        self.put(value.func, path)
+        self.put(value.args, path)
+        self.put(value.keywords, path)
+
+    def function(self, value: types.FunctionType, path: Path) -> None:
+        own = is_own(value.__module__ if type(value.__module__) is str else "")
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            if id(cell) not in self.seen:
+                self.seen.add(id(cell))
+                holder = Cell(cell)
+                if own:
+                    self.reached.holders.append(holder)
+                self.put_all([(name, inner) for _, inner in holder.items()], path)
+        self.put(value.__defaults__, path)
+        self.put(value.__kwdefaults__, path)
+        if value.__dict__:
+            if own:
+                self.reached.holders.append(Names(value.__dict__))
+            self.put_all(value.__dict__.items(), path)
+        if own:
+            self.variables_of(value)
+
+    def variables_of(self, function: types.FunctionType) -> None:
+        """The script's variables that a function refers to."""
+        variables = function.__globals__
+        path = (None, variables.get("__name__", ""))
+        known = self.variables.setdefault(id(variables), (variables, set()))[1]
+        for name in names_in(function.__code__):
+            if name in variables and name not in known:
+                known.add(name)
+                self.put(variables[name], (path, name))
+
+
+@functools.lru_cache(maxsize=4096)
+def _visit(kind: type) -> Callable[..., None] | None:
+    """How objects of a type are walked, None if not."""
+    numpy = sys.modules.get("numpy")
+    package = bounds.module_of(kind).partition(".")[0]
+    for base, visit in (
+        (Tensor, _Walk.tensor),
+        (nn.Module, _Walk.wrapper if bounds.is_wrapper(kind) else _Walk.module),
+        (dict, _Walk.mapping),
+        ((list, deque, set), _Walk.elements),
+        (tuple, _Walk.tuple),
+        (types.FunctionType, _Walk.function),
+        (types.MethodType, _Walk.method),
+        (functools.partial, _Walk.partial),
+        (bounds.NO_STATE, None),
+        (types.SimpleNamespace, _Walk.instance),
+    ):
+        if issubclass(kind, base):
+            return visit
+    if is_generator(kind):
+        return _Walk.generator
+    if numpy is not None and kind is numpy.ndarray:
+        return _Walk.array
+    if package in bounds.PRIVATE_TO_LIBRARIES:
+        return _Walk.instance if issubclass(kind, Mapping) else None
+    if package in sys.stdlib_module_names or package == "builtins":
+        return None
+    return _Walk.instance

@@ -1,0 +1,235 @@
+"""Everything besides weights and gradients that the passes of a step may change, at the moments of the step."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from ...vectors import is_sharded, local
+from ..overlap import extent_in_bytes
+from .checked_steps import CheckedSteps
+from .discovery import Discovery
+from .flags import Flags
+from .generators import OwnGenerator, RandomState, accelerators_of
+from .holders import Content, Elements, Holder, LeftAlone, Names
+from .paths import Path, Root, name_of
+from .quiet import QuietModules, changed_of
+from .reach import Reached, reach
+from .tensors import Region, Tensors, Watched, storage_of
+
+if TYPE_CHECKING:
+    from ..weights import Weights
+
+
+class Moment:
+    """The state at one moment of a step: random generators, Python values by reference, tensors.
+
+    Args:
+        state: of which it is a moment.
+        earlier: the moment that the step began with, or None.
+        large: copy large tensors that passes are known to write.
+    """
+
+    def __init__(self, state: State, earlier: Moment | None, large: bool) -> None:
+        reached = state.reach()
+        known = {id(holder.target): content for holder, content in earlier.contents} if earlier else {}
+        self.contents: list[tuple[Holder, Content]] = [(h, _taken(h, known)) for h in reached.holders]
+        self.quiet = state.quiet.entries
+        self.tensors = Tensors(reached.tensors, state.written, large, state.lies_on_weights)
+        self.included: list[Tensors] = []
+        self.left_alone = LeftAlone()
+        self.generators = [OwnGenerator(generator) for generator in reached.generators]
+        self.random = RandomState(state.devices)
+
+    def include(self, state: State, module: nn.Module) -> None:
+        """Add a module that was not reached."""
+        found = reach([Root(type(module).__name__, module)], state.is_weight, False, QuietModules())
+        self.contents += [(holder, holder.take()) for holder in found.holders]
+        self.contents += [(Names(m.__dict__), dict(m.__dict__)) for m in module.modules()]
+        self.included.append(Tensors(found.tensors, state.written, True, state.lies_on_weights))
+
+    def restore(self) -> None:
+        """Make everything what it was at this moment. Harmless to repeat."""
+        for holder, content in [*self.contents, *changed_of(self.quiet)]:
+            holder.put(content, self.left_alone)
+        for tensors in [self.tensors, *self.included]:
+            tensors.restore()
+        for generator in self.generators:
+            generator.restore()
+        self.random.restore()
+
+
+def _taken(holder: Holder, known: dict[int, Content]) -> Content:
+    if isinstance(holder, Elements) and id(holder.target) in known:
+        return holder.extended(known[id(holder.target)])
+    return holder.take()
+
+
+class State:
+    """Notes the state before each micro-batch's first pass and after the last one's, for a step's further passes.
+
+    Args:
+        weights: where the weights are, which are none of it.
+        roots: where the state is looked for, beside the model. Default None: in what the closures refer to.
+    """
+
+    def __init__(self, weights: Weights, roots: Iterable[Root] | None = None) -> None:
+        self.weights = weights
+        self.roots = [Root("model", weights.model), *(roots or ())]
+        self.closures = roots is None
+        self.written: set[Path] = set()
+        self.places: list[int] = []
+        self.ranges: dict[int, list[tuple[int, int]]] = {}
+        self.quiet = QuietModules()
+        self.checked_steps = CheckedSteps(weights.optimizer)
+        self.earlier: weakref.ref[Moment] | None = None
+        self.met: list[weakref.ref[nn.Module]] = []
+        self.discovers = False
+        self.forget()
+
+    def forget(self) -> None:
+        """The step is over."""
+        self.before: list[Moment] = []
+        self.noted: list[Moment] = []
+        self.after: Moment | None = None
+        self.closures_of_step: list[Root] = []
+        self.weights_were_set = False
+
+    # The moments.
+
+    def close(self) -> None:
+        """Take the hook off the optimizer."""
+        self.checked_steps.close()
+
+    def begin(self, number: int) -> None:
+        """A step begins. In some, every operator of its passes is looked at for what it writes, which takes time.
+
+        Args:
+            number: the step's, from 1 on.
+        """
+        self._begin(self.checked_steps.step_begins(number))
+
+    def _begin(self, discover: bool) -> None:
+        self.forget()
+        self.discovers = discover
+        parameters = self.weights.parameters()
+        self.optimized = {id(p) for p in parameters}
+        places = [p.data_ptr() for p in parameters if not is_sharded(p)]
+        if discover or places != self.places:
+            self.quiet.clear()
+            self.devices = accelerators_of(self.weights.model.parameters())
+            self.places, self.ranges = places, {}
+            for tensor in local(parameters):
+                self.ranges.setdefault(storage_of(tensor), []).append(extent_in_bytes(tensor))
+
+    def take(self, closure: Callable[[], Tensor]) -> Moment:
+        """The moment before a micro-batch's first pass.
+
+        What is large is copied before the first one only: further passes over all micro-batches begin there.
+        """
+        if self.closures:
+            self.closures_of_step.append(Root("closure", closure))
+        moment = Moment(self, None, large=not self.before)
+        self.before.append(moment)
+        return moment
+
+    def include(self, module: nn.Module) -> None:
+        """A first pass is about to call a module outside the model: if no walk comes to it, it is a root of its own."""
+        now = self.before[-1]
+        if id(module) not in self.quiet.ids and not any(h.target is module.__dict__ for h, _ in now.contents):
+            self.met.append(weakref.ref(module))
+            now.include(self, module)
+
+    def before_step(self) -> Moment:
+        """The moment before a step begins, for it to be taken back."""
+        self._begin(discover=False)
+        moment = Moment(self, None, large=True)
+        self.earlier = weakref.ref(moment)
+        return moment
+
+    def note(self) -> Moment:
+        """A moment within a first pass, for its replays to go on from."""
+        moment = Moment(self, None, large=False)
+        self.noted.append(moment)
+        return moment
+
+    def after_first_passes(self) -> Moment:
+        """The moment that further passes are to leave behind."""
+        first = self.before[0]
+        for watched in first.tensors.by_region.values():
+            if watched.saved is None and watched.was_written:
+                self._notice(watched, "saw it changed")
+        held = [pair for moment in self.before for pair in [*moment.contents, *changed_of(moment.quiet)]]
+        flags = Flags(held, self.weights_were_set)
+        for moment in [*self.before, *self.noted]:
+            moment.left_alone = flags
+        self.after = Moment(self, first, large=True)
+        self.after.left_alone = flags.for_the_end()
+        return self.after
+
+    def after_further_passes(self) -> None:
+        """Everything has been put back: look whether they have written what was not copied."""
+        for watched in self.after.tensors.by_region.values() if self.after is not None else ():
+            if watched.saved is None and watched.was_written:
+                self._notice(watched, "have changed it")
+
+    def reach(self) -> Reached:
+        """Walk the objects that a pass can reach."""
+        self.met = [reference for reference in self.met if reference() is not None]
+        met = [Root(type(module).__name__, module) for reference in self.met if (module := reference()) is not None]
+        roots = [*self.roots, *self.closures_of_step, *met]
+        return reach(roots, self.is_weight, self.weights.binds_weights, self.quiet)
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether a tensor is moved and put back as one of the weights."""
+        return id(tensor) in self.optimized or self.weights.is_weight(tensor)
+
+    def lies_on_weights(self, region: Region) -> bool:
+        """Whether a piece of memory overlaps the trainable weights': it is moved and put back with them."""
+        storage, first, after = region
+        return any(first < end and start < after for start, end in self.ranges.get(storage, ()))
+
+    def _notice(self, watched: Watched, what: str) -> None:
+        if watched.path in self.written:
+            return
+        self.written.add(watched.path)
+        warnings.warn(
+            f"{name_of(watched.path)} ({watched.alias.dtype}, {watched.alias.numel()} elements) was changed in a "
+            f"training step for the first time, which was noticed when it had happened: the further passes of this "
+            f"step {what}. From now on it is put back for them",
+            stacklevel=2,
+        )
+
+    # What passes write.
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around a pass. In a step that looks for what is written, that is saved just before it is."""
+        if not self.discovers:
+            yield
+            return
+        earlier = self.earlier() if self.earlier is not None else None
+        moments = [self.after] if self.after is not None else [*self.before, *([earlier] if earlier else [])]
+        by_storage: dict[int, list[Watched]] = {storage: [] for storage in self.ranges}
+        for watched in (w for moment in moments for w in moment.tensors.by_region.values()):
+            by_storage.setdefault(watched.region[0], []).append(watched)
+
+        def on_write(storage: int) -> None:
+            self.weights_were_set |= storage in self.ranges
+            for watched in by_storage[storage]:
+                self.written.add(watched.path)
+                watched.is_known = True
+                if watched.saved is None:
+                    watched.save()
+
+        mode = Discovery(by_storage, on_write)
+        try:
+            with mode:
+                yield
+        finally:
+            mode.over = True
