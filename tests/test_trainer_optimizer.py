@@ -154,6 +154,7 @@ def test_weights_and_batch_norm_of_a_loss_with_an_optimizer_of_its_own(
                 own.zero_grad()
 
         options = {"max_grad_norm": 0.0, "learning_rate": 0.1, "gradient_accumulation_steps": accumulation}
+        options["logging_strategy"] = "no"
         options |= {"optim": "sgd"} if stock else {"optim": optim, "base_optim": "sgd", "sam_rho": 0.0}
         result = train(Net().double(), ITEMS, stock=stock, trainer_class=WithLoss, callbacks=[Step()], **options)
         return result.weights[-1], loss_of.state_dict()

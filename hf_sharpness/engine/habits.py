@@ -37,6 +37,7 @@ class Habits:
         steps_made: the steps so far.
         touch_gradients: closures read or set p.grad, so that a replay must begin without a gradient there.
         need_derivatives: the loss is made from derivatives, so that a probe must have them.
+        return_the_loss: closures return all that is descended, as those of a loop of the user's own are told to.
         are_whole_steps: closures may do anything to gradients, see ``allow_for_whole_steps``.
         idle: whether the last closure can be seen to have run no backward pass.
         asks_factors: whether to find ``factors``.
@@ -47,6 +48,7 @@ class Habits:
         self.model = model
         self.weights = weights
         self.touch_gradients = self.need_derivatives = self.are_whole_steps = False
+        self.return_the_loss = False
         self.steps_made = 0
         self.idle = False
         self.asks_factors = False

@@ -208,7 +208,7 @@ class Passes(Climbs):
 
     def _forward_only(self) -> Tensor | None:
         """The loss of a pass without gradients; None if it turns out to be made from derivatives."""
-        mode = self.skip_backward = SkipBackward()
+        mode = self.skip_backward = SkipBackward(self.trainable)
         torch.set_grad_enabled(False)  # restore() turns it on again, wherever an interrupt comes
         loss = None
         try:
@@ -223,13 +223,15 @@ class Passes(Climbs):
 
     def _descended(self, returned: Tensor, mode: SkipBackward) -> Tensor:
         """What is descended: the sum of all that was differentiated, of which a closure may return a part."""
+        if self.habits.return_the_loss or mode.chained:
+            return returned
         if len(mode.losses) <= len(self.micro_batches) and not (self.habits.are_whole_steps and mode.losses):
             return returned
         return torch.stack([value.to(returned) for value in mode.losses]).sum() / self.loss_scale
 
     def _with_derivatives(self) -> Tensor:
         """The loss of a whole pass, whose gradients are dropped."""
-        mode = self.skip_backward = SkipBackward(skips=False)
+        mode = self.skip_backward = SkipBackward(self.trainable, skips=False)
         with mode:
             loss = self._pass(reduce=False)
         self._end_probe()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,10 +16,13 @@ class SkipBackward(TorchFunctionMode):
     """Turns ``loss.backward()`` into nothing, so that a forward-and-backward closure serves as a forward probe.
 
     Args:
+        parameters: the base optimizer's.
         skips: False lets ``backward`` be, and only notes its losses.
 
     Attributes:
         losses: what ``backward`` was called on, detached: scalars without a gradient of their own.
+        chained: whether a gradient of other tensors than parameters was read after a backward pass, as by gradient
+            caching, whose later ``losses`` are then none: they only carry that gradient on.
         over: whether the probe has ended. An interrupt that comes while the mode is being left leaves it on torch's
             stack, where it must do nothing from then on.
         incomplete: whether the closure wanted derivatives for its loss, which it cannot have like this.
@@ -27,9 +31,11 @@ class SkipBackward(TorchFunctionMode):
     over = False
     incomplete = False
     skipped = False
+    chained = False
 
-    def __init__(self, skips: bool = True) -> None:
+    def __init__(self, parameters: Iterable[Tensor], skips: bool = True) -> None:
         super().__init__()
+        self.parameters = {id(p) for p in parameters}
         self.skips = skips
         self.losses: list[Tensor] = []
 
@@ -41,7 +47,10 @@ class SkipBackward(TorchFunctionMode):
                 if self.skips:
                     self.skipped = True
                     return None
-            self.incomplete |= func is torch.autograd.grad or (self.skipped and reads_gradient(func))
+            if reads_gradient(func):
+                self.incomplete |= self.skipped
+                self.chained |= bool(self.losses) and id(args[0]) not in self.parameters
+            self.incomplete |= func is torch.autograd.grad
         return func(*args, **kwargs)
 
     def _note(self, tensors: Any, gradient: Any = None, *args: Any, grad_tensors: Any = None, **kwargs: Any) -> None:

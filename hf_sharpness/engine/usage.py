@@ -50,6 +50,7 @@ class Usage:
         self.warned = False
         self.idle: list[bool] = []
         self.factors: list[float | None] = []
+        engine.habits.return_the_loss = True
         engine.optimizer.register_step_post_hook(self._stepped)
 
     def _stepped(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

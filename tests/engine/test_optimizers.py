@@ -72,7 +72,7 @@ class PerExample(nn.Module):
         self.linear.register_full_backward_hook(self.keep)
 
     def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        self.x = x
+        self.x, x = x, x.detach().requires_grad_()  # a hook on the module needs a gradient to pass on
         return {"loss": nn.functional.cross_entropy(self.linear(x), labels)}
 
     def keep(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
