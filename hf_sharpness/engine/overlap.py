@@ -51,6 +51,10 @@ class Memory:
             self.in_use.append(index)
         return self.pieces[before:]
 
+    def firsts(self) -> list[int]:
+        """For every piece the index, among all tensors, of the first on it."""
+        return [self.in_use[member] for member in self.members]
+
     def views(self, pieces: Vector) -> Vector:
         """For every tensor in use the view of it into ``pieces``, which are like those of the memory."""
         if not self.flat:

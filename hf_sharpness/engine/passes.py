@@ -18,6 +18,7 @@ from .earlier import EarlierGradients
 from .habits import Habits
 from .micro_batch import MicroBatch
 from .optimizers import maximizes
+from .rebound import Rebound
 from .replays import Replays
 from .scopes import Scope
 from .skip_backward import SkipBackward
@@ -71,6 +72,8 @@ class Passes(Climbs):
         self.skip_backward: SkipBackward | None = None
         optimized = {id(p) for p in self.trainable}
         others = [p for p in model.parameters() if id(p) not in optimized and p.requires_grad]
+        self.rebound = Rebound()
+        self.firsts: list[nn.Parameter] = []
         self.bystanders = [(p, p.grad) for p in [*others, *habits.others()]]
         self.maximizes = maximizes(weights.optimizer)
         weights.after_pass()
@@ -97,7 +100,7 @@ class Passes(Climbs):
             # The restore proper is one call into C++ from this frame: no point in between at which Python could
             # deliver an interrupt.
             if self.saved:
-                torch._foreach_copy_(self.live + self.copies, self.saved + self.saved_copies)
+                torch._foreach_copy_(self.moved_memory, self.saved_memory)
             self.restore()
         self.state.after_further_passes()
 
@@ -105,12 +108,30 @@ class Passes(Climbs):
         """Weights and all other state as the first pass left them. Harmless to repeat."""
         self._end_probe()
         if self.saved:
-            vectors.copy_(self.live + self.copies, self.saved + self.saved_copies)
+            vectors.copy_(self.moved_memory, self.saved_memory)
+            if self._follow():
+                vectors.copy_(self.moved_memory, self.saved_memory)
+            self.rebound.return_home(self.firsts, self.live)
             torch.clear_autocast_cache()
             self.weights.weights_put_back()
         self.after.restore()
         for parameter, gradient in self.bystanders:
             parameter.grad = gradient
+
+    @property
+    def moved_memory(self) -> Vector:
+        """All memory that weights lie on, or have lain on in these passes."""
+        return self.live + self.rebound.left + self.copies
+
+    @property
+    def saved_memory(self) -> Vector:
+        """What it is to hold again."""
+        return self.saved + [self.saved[index] for index in self.rebound.indices] + self.saved_copies
+
+    def _follow(self) -> bool:
+        """Take up the memory that a pass has bound weights to; returns whether there is any."""
+        on_their_own = [index not in self.memory.flat for index in self.memory.firsts()]
+        return self.rebound.follow(self.firsts, self.live, on_their_own)
 
     @contextlib.contextmanager
     def clean_weights(self) -> Iterator[None]:
@@ -121,9 +142,10 @@ class Passes(Climbs):
         # `.data` hides the change from autograd, whose graph of an interrupted pass needs the weights only as they
         # were when it goes on, and they are.
         self.weights.check_can_save()
-        live = [tensor.data for tensor in self.live + self.copies]
+        self._follow()
+        live = [tensor.data for tensor in self.moved_memory]
         moved = vectors.clone(live)
-        vectors.copy_(live, self.saved + self.saved_copies)
+        vectors.copy_(live, self.saved_memory)
         try:
             yield
         finally:
@@ -143,9 +165,9 @@ class Passes(Climbs):
         live = self.memory.use([places[id(p)] for p in new])
         saved = vectors.clone(live) if self.saved else []
         self.params = self.params + new
-        firsts = [self.params[member] for member in self.memory.members]
-        self.owners = self.weights.owners(firsts)
-        self.coarse = self.weights.seen_in_bfloat16(firsts)
+        self.firsts = [self.params[member] for member in self.memory.members]
+        self.owners = self.weights.owners(self.firsts)
+        self.coarse = self.weights.seen_in_bfloat16(self.firsts)
         self.live, self.saved = self.live + live, self.saved + saved
 
     def _turn_gradient(self) -> None:
@@ -257,6 +279,7 @@ class Passes(Climbs):
             last = index == len(self.micro_batches) - 1
             with self.scope.pass_context(reduce and last), self.state.watched():
                 losses.append(closure().detach())
+        self._follow()
         return torch.stack(losses).sum()
 
     def descend_after_step(self, vector: Vector, weight: float) -> None:
