@@ -86,5 +86,5 @@ def check_names(cls: type[Method]) -> None:
             )
 
 
-def _below(cls: type) -> list[type]:
+def _below(cls: Any) -> list[Any]:
     return [found for subclass in cls.__subclasses__() for found in (subclass, *_below(subclass))]

@@ -13,7 +13,7 @@ from .methods.hyperparameters import Hyperparameter
 from .methods.options import PREFIX, SCOPES
 from .methods.registry import arguments, arguments_of
 
-STOCK_DEFAULT = next(f.default for f in dataclasses.fields(transformers.TrainingArguments) if f.name == "optim")
+STOCK_DEFAULT: Any = next(f.default for f in dataclasses.fields(transformers.TrainingArguments) if f.name == "optim")
 STOCK_NAMES = [name.value for name in OptimizerNames]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers
 from transformers.training_args import OptimizerNames
@@ -56,8 +56,9 @@ class _SharpnessArguments(ArgumentFields):
     def __setattr__(self, name: str, value: Any) -> None:
         """As ever; what is set later, as by a hyper-parameter search, is given, and no default takes its place."""
         super().__setattr__(name, value)
-        if "_given" in self.__dict__ and name in ArgumentFields.__dataclass_fields__:
-            (self._given.discard if value is None else self._given.add)(name)
+        given: set[str] | None = self.__dict__.get("_given")
+        if given is not None and name in ArgumentFields.__dataclass_fields__:
+            (given.discard if value is None else given.add)(name)
 
     def _fill_in_defaults(self) -> None:
         """Put the chosen method's default in the place of every argument that was not given."""
@@ -199,20 +200,24 @@ class _SharpnessArguments(ArgumentFields):
         """
         return config.push(self, repo_id, **options)
 
+    def _stock(self) -> Any:
+        """The methods of the class that this one is mixed into."""
+        return super()
+
     def get_process_log_level(self) -> int:
         """transformers' own, which every Trainer calls as it is made: the moment to look out for the wrong ones."""
         if self.uses_sharpness:
             look_out(self.optim)
-        return super().get_process_log_level()
+        return self._stock().get_process_log_level()
 
     def set_optimizer(self, name: str | OptimizerNames = "adamw_torch", *args: Any, **kwargs: Any) -> Any:
         """transformers' ``set_optimizer``, which also takes sharpness-aware methods (``base_optim`` takes the step)."""
         name = _plain_name(name)
         if name in METHODS:
-            super().set_optimizer(self.base_optim, *args, **kwargs)
+            self._stock().set_optimizer(self.base_optim, *args, **kwargs)
             self.optim = name
         else:
-            super().set_optimizer(name, *args, **kwargs)
+            self._stock().set_optimizer(name, *args, **kwargs)
         self.check_sharpness()
         return self
 
@@ -232,6 +237,9 @@ class SharpnessArguments(_SharpnessArguments):
 @dataclasses.dataclass
 class TrainingArguments(_SharpnessArguments, transformers.TrainingArguments):
     """transformers.TrainingArguments with the sharpness arguments; nothing else differs."""
+
+    if TYPE_CHECKING:
+        push_to_hub: bool = False  # type: ignore[assignment]  # transformers' field in the place of the method
 
 
 @dataclasses.dataclass

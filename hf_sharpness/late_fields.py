@@ -40,7 +40,7 @@ def set_fields(base: type, fields: Mapping[str, tuple[Any, dataclasses.Field]]) 
 def _dataclasses_below(base: type) -> list[type]:
     """All subclasses that are dataclasses by their own decorator, each after those that it derives from."""
     found: dict[type, None] = {}
-    waiting = list(base.__subclasses__())
+    waiting: list[type] = list(base.__subclasses__())
     while waiting:
         cls = waiting.pop()
         found[cls] = None
@@ -98,6 +98,6 @@ def _apply_dataclass(cls: type, own: Mapping[str, dataclasses.Field]) -> None:
         match_args=match_args,
     )(cls)
     # kw_only stands in every Field; slots, if any, are there.
-    cls.__dataclass_params__ = flags
+    cls.__dataclass_params__ = flags  # type: ignore[attr-defined]
     for name, value in attributes.items():
         setattr(cls, name, value)

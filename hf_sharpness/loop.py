@@ -186,10 +186,7 @@ def loop_class(method: type[Method]) -> type[SharpnessAware]:
         self._without_epochs = set(others)
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
-    attributes = {
-        name: property(lambda self, source=source: getattr(self.method, source), doc=getattr(method, source).__doc__)
-        for name, source in method.shown.items()
-    }
+    attributes = {name: _shown(source, getattr(method, source).__doc__) for name, source in method.shown.items()}
     namespace = {"__init__": __init__, "__doc__": _documentation(method), "__module__": __name__, **attributes}
     return type(method.__name__, (SharpnessAware,), namespace)
 
@@ -230,6 +227,15 @@ def _documentation(method: type[Method]) -> str:
 _wrapped = functools.partial(textwrap.fill, width=112, initial_indent="    ", subsequent_indent="        ")
 
 
+def _shown(source: str, doc: str | None) -> property:
+    """A property of a plain-loop class that shows one of its method."""
+
+    def get(self: SharpnessAware) -> Any:
+        return getattr(self.method, source)
+
+    return property(get, doc=doc)
+
+
 def _refuse_unknown(name: str, given: Iterable[str], known: Iterable[str]) -> None:
     for argument in given:
         if argument not in known:
@@ -241,5 +247,5 @@ def __getattr__(name: str) -> Any:
     """The plain-loop class of the registered method whose class has that name."""
     for method in METHODS.values():
         if method.__name__ == name:
-            return loop_class(method)
+            return loop_class(method)  # type: ignore[arg-type]  # classes are hashable
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

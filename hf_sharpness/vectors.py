@@ -57,7 +57,7 @@ def shaped_like(tensor: Tensor, owner: Tensor) -> Tensor:
     )
 
 
-def shard_of(whole: Tensor, owner: Tensor) -> Tensor:
+def shard_of(whole: Tensor, owner: DTensor) -> Tensor:
     """This rank's shard of a tensor that every rank has whole, as a ``DTensor`` placed as the owner is."""
     replicated = [Replicate()] * owner.device_mesh.ndim
     return DTensor.from_local(whole, owner.device_mesh, replicated, run_check=False).redistribute(

@@ -97,11 +97,11 @@ def sharpness_arms(
     arms = []
     unused = set(choices)
     for name, section in sections.items():
-        method = section.get("optim")
+        method = str(section.get("optim"))
         if method not in METHODS:
             raise CompareError(
                 f"--arms: optim {method!r} of the arm '{name}' is not a sharpness-aware method"
-                f"{nearest(str(method), METHODS)}; those are {', '.join(METHODS)} (the base arms come by themselves)"
+                f"{nearest(method, METHODS)}; those are {', '.join(METHODS)} (the base arms come by themselves)"
             )
         known = [argument for argument in own_arguments() if _belongs(argument, method)]
         for argument in section:

@@ -32,7 +32,8 @@ class Averaging(TrainerCallback):
         self.variants = tuple(variants)
         self.averages: dict[str, AveragedModel] = {}
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model: nn.Module = kwargs["model"]
         for variant in self.variants:
             if variant == "swa" and state.global_step <= math.floor((1 - SWA_SHARE) * state.max_steps):
                 continue

@@ -6,6 +6,8 @@ import dataclasses
 import re
 from collections.abc import Callable
 
+import numpy as np
+
 from . import statistics
 from .errors import CompareError
 from .plan import Plan
@@ -90,7 +92,7 @@ def fit(build: Callable[[int, int], Plan], trials: int, seeds: int, budget: floa
 
 def power_in_words(seeds: int, arms: int) -> str:
     """What so many seeds can find, in standard deviations of a paired difference, before any is known."""
-    effect = statistics.detectable_effect([[1.0]], seeds, statistics.LEVEL / arms)
+    effect = statistics.detectable_effect(np.ones((1, 1)), seeds, statistics.LEVEL / arms)
     if effect == float("inf"):
         return f"{seeds} seeds can decide nothing between {arms} arms; it takes {statistics.seeds_needed(arms)}"
     return f"{seeds} seeds find {effect:.1f} standard deviations of a paired difference in four cases of five"

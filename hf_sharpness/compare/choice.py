@@ -70,8 +70,8 @@ def _record(records: Records, arm: str, point: int, seed: int) -> dict[str, Any]
 
 
 def _mean(metrics: list[dict[str, Any]], metric: str) -> float | None:
-    values = [entry.get(metric) for entry in metrics]
-    return None if any(value is None for value in values) else float(np.mean(values))
+    values = [value for entry in metrics if (value := entry.get(metric)) is not None]
+    return float(np.mean(values)) if len(values) == len(metrics) else None
 
 
 def _best(scores: list[float | None], sign: float) -> int:

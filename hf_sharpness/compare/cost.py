@@ -49,7 +49,9 @@ class Seen(Protocol):
     micro_batches: int
     with_gradient: int
     forward_only: int
-    step_seconds: Sequence[float]
+
+    @property
+    def step_seconds(self) -> Sequence[float]: ...
 
 
 def measure_costs(prepared: Callable[..., PreparedRun], arms: Sequence[Arm]) -> tuple[dict[str, Cost], Scale]:

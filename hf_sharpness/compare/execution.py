@@ -10,7 +10,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import CategoricalDistribution, IntDistribution
@@ -51,7 +51,7 @@ class Execution:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.heartbeat = heartbeat
-        direction = "maximize" if greater_is_better else "minimize"
+        direction: Literal["maximize", "minimize"] = "maximize" if greater_is_better else "minimize"
         for attempt in range(_ATTEMPTS):
             try:
                 storage = _open(url, heartbeat, grace)
@@ -74,10 +74,13 @@ class Execution:
         if self.study.user_attrs.get(_PLAN) is None:
             self.study.set_user_attr(_PLAN, plan.to_json())
         self.plan = plan
+        self._stages: Any = CategoricalDistribution([TUNING, FINAL])
+        self._arms: Any = CategoricalDistribution([arm.name for arm in plan.arms if arm.runs])
+        self._points = IntDistribution(0, max(len(plan.points) - 1, 1))
         self._distributions = {
-            "stage": CategoricalDistribution([TUNING, FINAL]),
-            "arm": CategoricalDistribution([arm.name for arm in plan.arms if arm.runs]),
-            "point": IntDistribution(0, max(len(plan.points) - 1, 1)),
+            "stage": self._stages,
+            "arm": self._arms,
+            "point": self._points,
             "seed": IntDistribution(0, 2**31 - 1),
         }
 
@@ -138,9 +141,9 @@ class Execution:
         if _KEY not in trial.user_attrs:  # another process was faster, and Optuna made a trial of its own
             raise optuna.TrialPruned("no run was waiting")
         run = Run(
-            trial.suggest_categorical("stage", self._distributions["stage"].choices),
-            trial.suggest_categorical("arm", self._distributions["arm"].choices),
-            trial.suggest_int("point", 0, self._distributions["point"].high),
+            trial.suggest_categorical("stage", self._stages.choices),
+            trial.suggest_categorical("arm", self._arms.choices),
+            trial.suggest_int("point", 0, self._points.high),
             trial.suggest_int("seed", 0, 2**31 - 1),
         )
         if self._is_a_copy(run.key, trial.number):

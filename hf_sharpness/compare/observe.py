@@ -40,7 +40,8 @@ class Observer(TrainerCallback):
         """Passes over a micro-batch, forward and backward together; a forward alone counts a third."""
         return (self.with_gradient + self.forward_only / 3) / max(self.micro_batches, 1)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model: nn.Module = kwargs["model"]
         reset_peak_memory()
         self._hook = model.register_forward_pre_hook(self._count)
 

@@ -53,8 +53,8 @@ class Outcome:
 
     def mean_of(self, field: str) -> float | None:
         """The mean of a number of its records over seeds; None where a record has none."""
-        values = [run.get(field) for run in self.runs]
-        return None if any(value is None for value in values) else float(np.mean(values))
+        values = [value for run in self.runs if (value := run.get(field)) is not None]
+        return float(np.mean(values)) if len(values) == len(self.runs) else None
 
 
 def collect(plan: Plan, choice: Choice, records: Records) -> dict[str, Outcome]:

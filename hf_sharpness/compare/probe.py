@@ -64,7 +64,7 @@ class Probe:
         self.record: dict[str, Any] = {}
         self.observer, self.averaging = Observer(), Averaging(())
 
-    def install(self, trainer_class: type) -> None:
+    def install(self, trainer_class: Any) -> None:
         """Wrap `train` and `evaluation_loop`, which every Trainer of transformers goes through."""
         train, loop = trainer_class.train, trainer_class.evaluation_loop
 
@@ -142,7 +142,7 @@ class Probe:
 def _look(output: Any, prefix: str, measure: bool) -> dict[str, Any]:
     look: dict[str, Any] = {"scores": _scores(output, prefix)}
     logits, labels = _classes(output)
-    if logits is not None:
+    if logits is not None and labels is not None:
         look["predictions"], look["labels"] = pack(logits.argmax(-1)), pack(labels)
         if measure:
             found = measures.likelihood_and_calibration(logits, labels)

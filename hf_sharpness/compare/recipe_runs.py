@@ -223,7 +223,8 @@ class RecipeSubject:
         trainer, dataset = run.trainer, run.task.test_dataset
 
         def score(data: Any) -> float:
-            return self._scores(trainer.predict(data, metric_key_prefix="test").metrics, "test_")[self.metric]
+            value = self._scores(trainer.predict(data, metric_key_prefix="test").metrics, "test_")[self.metric]
+            return float("nan") if value is None else value
 
         found: dict[str, float] = measures.likelihood_and_calibration(logits, labels)
         for bits in (8, 4):

@@ -71,7 +71,7 @@ def environment() -> str:
 
 def today() -> str:
     """The date in UTC."""
-    return datetime.datetime.now(datetime.UTC).date().isoformat()
+    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
 
 
 def write(folder: Path, plan: Plan, records: Mapping[str, dict[str, Any]], command: str) -> Study | None:

@@ -154,7 +154,8 @@ def csv_rows(study: Study) -> list[dict[str, Any]]:
             row[f"gain_over_{pair.base}"] = pair.mean
             row[f"gain_over_{pair.base}_low"], row[f"gain_over_{pair.base}_high"] = pair.seed_interval
         for key, values in outcome.others.items():
-            row[key] = None if any(value is None for value in values) else float(np.mean(values))
+            known = [value for value in values if value is not None]
+            row[key] = float(np.mean(known)) if len(known) == len(values) else None
         rows.append(row)
     return rows
 
@@ -236,10 +237,11 @@ def _gain(pair: Any, unit: Unit) -> str:
 
 
 def _interval_of(values: list[float | None] | None) -> str:
-    if not values or any(value is None for value in values):
+    known = [value for value in values or () if value is not None]
+    if not known or len(known) != len(values or ()):
         return "–"
-    low, high = statistics.seed_interval(np.array(values, dtype=np.float64))
-    mean = f"{np.mean(values):.4g}"
+    low, high = statistics.seed_interval(np.array(known, dtype=np.float64))
+    mean = f"{np.mean(known):.4g}"
     return f"{mean} ({low:.4g} .. {high:.4g})" if np.isfinite(low) else mean
 
 

@@ -65,7 +65,7 @@ def _maker(execution: Execution, subject: Subject) -> Callable[[Run], tuple[dict
         if arm.kind == "base" and subject.averaging:
             averages = choose(plan, execution.finished()).variants(run.arm) if final else ("swa", "ema")
         record = subject.run(plan.arguments(run.arm, run.point), run.seed, final, averages)
-        now = datetime.datetime.now(datetime.UTC)
+        now = datetime.datetime.now(datetime.timezone.utc)
         record = {**record, "environment": environment(), "date": now.date().isoformat()}
         judged = record.get("test") or record["eval"] if final else record["eval"]
         if plan.metric not in judged:

@@ -20,11 +20,12 @@ from ..trainer import SharpnessTrainerMixin
 
 _ARGUMENTS = [name for name in shared_arguments() if name not in ("optim", "base_optim")]
 
-SharpnessInput = pydantic.create_model(
-    "SharpnessInput",
-    sharpness=(Literal[tuple(METHODS)] | None, None),
+_FIELDS: dict[str, Any] = {
+    "sharpness": (Literal[tuple(METHODS)] | None, None),
     **dict.fromkeys(_ARGUMENTS, (bool | int | float | str | None, None)),
-)
+}
+
+SharpnessInput = pydantic.create_model("SharpnessInput", **_FIELDS)
 """The keys that the plugin adds to Axolotl's YAML file; their values are checked with the training arguments."""
 
 

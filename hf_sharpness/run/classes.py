@@ -35,7 +35,8 @@ def install() -> None:
     if _watch in sys.meta_path:
         return
     sys.meta_path.insert(0, _watch)
-    multiprocessing.spawn.get_preparation_data = _installing_in_children(multiprocessing.spawn.get_preparation_data)
+    spawn: Any = multiprocessing.spawn
+    spawn.get_preparation_data = _installing_in_children(spawn.get_preparation_data)
     _replace()
 
 
@@ -61,8 +62,9 @@ class _Watch:
             return None
         others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
         spec = next((spec for finder in others if (spec := finder.find_spec(name, path, target)) is not None), None)
-        if spec is not None and spec.loader is not None:
-            spec.loader.exec_module = self._replacing_after(spec.loader.exec_module)
+        loader: Any = spec.loader if spec is not None else None
+        if loader is not None:
+            loader.exec_module = self._replacing_after(loader.exec_module)
         return spec
 
     def _replacing_after(self, execute: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:

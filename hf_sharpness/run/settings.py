@@ -27,7 +27,7 @@ def parse(text: str) -> tuple[str, str]:
     return name, value
 
 
-def install(arguments_class: type) -> None:
+def install(arguments_class: Any) -> None:
     """Have every instance of the class and its subclasses made with what `--set` gave."""
     if given_settings() and not hasattr(arguments_class.__post_init__, "sets"):
         arguments_class.__post_init__ = _setting(arguments_class.__post_init__)
@@ -38,7 +38,7 @@ def _setting(post_init: Callable[[Any], None]) -> Callable[[Any], None]:
         _override(self, given_settings())
         post_init(self)
 
-    __post_init__.sets = True
+    __post_init__.sets = True  # type: ignore[attr-defined]
     return __post_init__
 
 
@@ -89,5 +89,6 @@ def _value(cls: type, name: str, text: str) -> Any:
         def error(self, message: str) -> typing.NoReturn:
             raise ValueError(f"--set {name}={text}: {message}")
 
-    parser = Parser(dataclasses.make_dataclass("Setting", [(name, hint, default)]), allow_abbrev=False)
+    setting: Any = dataclasses.make_dataclass("Setting", [(name, hint, default)])
+    parser = Parser(setting, allow_abbrev=False)
     return getattr(parser.parse_args([f"--{name}={text}"]), name)

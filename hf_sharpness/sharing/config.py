@@ -54,7 +54,7 @@ def config_text(arguments: Arguments) -> str:
         about["paper"] = method.paper or None
         if package := registry.package_of(method.name):
             about["package"] = package
-        given = arguments.method()
+        given: Any = arguments.method()
         meant = given.resolved(is_adaptive(arguments.base_optim))
         names = {argument: h.name for argument, h in registry.arguments_of(method).items()}
         resolved = {
@@ -136,7 +136,7 @@ def load(kind: type[Arguments], name: str | os.PathLike[str], **options: Any) ->
 
 def fill(arguments: Arguments, given: set[str]) -> None:
     """Set the arguments that were not given from the config that ``arguments.sharpness_config`` names."""
-    name = arguments.sharpness_config
+    name = str(arguments.sharpness_config)
     values = load(type(arguments), name, token=getattr(arguments, "hub_token", None))
     free = {key: value for key, value in values.items() if key not in given}
     _refuse_new_meanings(arguments, values, free, given)
@@ -278,5 +278,5 @@ def parse_config(kind: type[Arguments], content: bytes, origin: str) -> dict[str
 def _is_later(written: str | None) -> bool:
     """Whether a file is of a later version than this one."""
     with contextlib.suppress(InvalidVersion, TypeError):
-        return Version(written) > Version(__version__)
+        return Version(written or "") > Version(__version__)
     return False

@@ -63,10 +63,10 @@ def plot_curves(
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11, fontweight="bold")
     axes = figure.subplots(max(len(drawn), 1), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, (label, lines, metric) in zip(axes, drawn, strict=False):
-        for steps, values, name, color, style in lines:
+    for axis, (label, curves, metric) in zip(axes, drawn, strict=False):
+        for steps, values, name, color, style in curves:
             axis.plot(steps, values, style, color=color, label=name, linewidth=1.6, markersize=3.5)
-        if metric in (test or {}):
+        if test is not None and metric is not None and metric in test:
             axis.axhline(test[metric], color=_GREY, linestyle="--", linewidth=1.2, label=f"test: {test[metric]:.4f}")
         axis.set_ylabel(label)
         axis.grid(alpha=0.25)

@@ -11,7 +11,7 @@ from .errors import RecipeError
 from .models import Task, build_config, build_model, load_image_processor
 from .pixels import Pixels
 from .recipe import Recipe
-from .sources import Data, Examples
+from .sources import Examples, Splits
 
 
 class ImageDataset(Dataset):
@@ -28,7 +28,7 @@ class ImageDataset(Dataset):
         return {"pixel_values": self.to_pixels(image), "labels": label}
 
 
-def build_image_task(recipe: Recipe, data: Data) -> Task:
+def build_image_task(recipe: Recipe, data: Splits) -> Task:
     """Build the model and the data sets of an image-classification recipe.
 
     A pretrained model's own image processor is used where it has one. Otherwise `Pixels` fits the images to the

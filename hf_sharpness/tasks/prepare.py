@@ -19,7 +19,7 @@ from .metrics import build_compute_metrics, check_best
 from .models import Task
 from .recipe import Recipe, check_values
 from .sequence_classification import build_text_task
-from .sources import Data
+from .sources import Splits
 from .splits import load_data
 from .terminal import Columns, is_terminal
 
@@ -39,15 +39,15 @@ class PreparedRun:
 
     recipe: Recipe
     arguments: TrainingArguments
-    data: Data
+    data: Splits
     task: Task
-    trainer: Trainer
+    trainer: Any
     checkpoint: str | None = None
 
     @property
     def output(self) -> Path:
         """The folder it writes into."""
-        return Path(self.arguments.output_dir)
+        return Path(self.arguments.output_dir or ".")
 
     @property
     def title(self) -> str:
@@ -70,7 +70,7 @@ def prepare(recipe: Recipe, overwrite: bool = False) -> PreparedRun:
     arguments = training_arguments(recipe)
     checkpoint = find_checkpoint(arguments)
     if arguments.process_index == 0 and not overwrite:
-        check_free(Path(arguments.output_dir), checkpoint)
+        check_free(Path(arguments.output_dir or "."), checkpoint)
     compute_metrics = build_compute_metrics(recipe.metrics)
     check_best(arguments, recipe.metrics)
 
@@ -98,7 +98,7 @@ def prepare(recipe: Recipe, overwrite: bool = False) -> PreparedRun:
     return PreparedRun(recipe, arguments, data, task, trainer, checkpoint)
 
 
-def build_task(recipe: Recipe, data: Data) -> Task:
+def build_task(recipe: Recipe, data: Splits) -> Task:
     """Make the model and the data sets of a recipe whose data have been read.
 
     Raises:

@@ -100,7 +100,7 @@ def evaluate(run: PreparedRun) -> dict[str, float]:
 
 def test(run: PreparedRun) -> dict[str, float]:
     """The metrics of the test split, keyed `test_...`: for the end, once every decision has been made."""
-    return run.trainer.predict(run.task.test_dataset, metric_key_prefix="test").metrics
+    return run.trainer.predict(run.task.test_dataset, metric_key_prefix="test").metrics or {}
 
 
 @contextlib.contextmanager

@@ -45,9 +45,9 @@ def build(section_class: type[Section], values: Mapping[str, Any], name: str, or
         return section_class(**values)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
-        key = problems[0]["loc"][0]
-        of_this_key = [problem for problem in problems if problem["loc"][0] == key]
-        where = f"{name}.{key}" if name else str(key)
+        first = problems[0]["loc"][0]
+        of_this_key = [problem for problem in problems if problem["loc"][0] == first]
+        where = f"{name}.{first}" if name else str(first)
         raise RecipeError(_explained(of_this_key, where, origin)) from None
 
 

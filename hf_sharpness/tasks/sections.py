@@ -73,28 +73,28 @@ class DataSection:
     """Split to evaluate on during training. Without it: cut from the training split."""
     test_split: str | None = None
     """Split for the final test. Without it: cut from the training split."""
-    validation_fraction: float = Field(0.1, gt=0, lt=1)
+    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the training split cut off for evaluation."""
-    test_fraction: float = Field(0.2, gt=0, lt=1)
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Share of the training split cut off for the test where there is no test split."""
-    train_samples: int | None = Field(None, ge=1, le=_MOST)
+    train_samples: int | None = Field(default=None, ge=1, le=_MOST)
     """Most training examples to keep, drawn at random. Without it: all."""
-    eval_samples: int | None = Field(None, ge=1, le=_MOST)
+    eval_samples: int | None = Field(default=None, ge=1, le=_MOST)
     """Most evaluation examples to keep."""
-    test_samples: int | None = Field(None, ge=1, le=_MOST)
+    test_samples: int | None = Field(default=None, ge=1, le=_MOST)
     """Most test examples to keep."""
-    label_noise: float = Field(0.0, ge=0, le=1)
+    label_noise: float = Field(default=0.0, ge=0, le=1)
     """Share of the training labels that are made wrong, each replaced by a class drawn uniformly from the others.
     Evaluation and test labels stay clean."""
-    seed: int = Field(0, ge=0, le=_MOST)
+    seed: int = Field(default=0, ge=0, le=_MOST)
     """Seed of the splits, the caps and the label noise. `training.seed` does not move them."""
-    test_seed: int | None = Field(None, ge=0, le=_MOST)
+    test_seed: int | None = Field(default=None, ge=0, le=_MOST)
     """Seed of what concerns the test split: its cut and its cap. Without it: `seed`. With it fixed, `seed` moves the
     noise and the validation cut only, and every run is tested on the same examples."""
     second_test: dict[str, Any] | None = None
     """Another data set to test on, as the entries of this section that differ, for instance `{source: fashion-mnist}`;
     it needs the same classes. `hf-sharpness compare` reads it."""
-    max_length: int = Field(128, ge=1, le=_MOST)
+    max_length: int = Field(default=128, ge=1, le=_MOST)
     """Tokens after which a text is cut."""
 
 

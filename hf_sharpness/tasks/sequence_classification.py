@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from .models import Task, build_config, build_model, load_tokenizer
 from .recipe import Recipe
-from .sources import Data, Examples
+from .sources import Examples, Splits
 
 
 class TextDataset(Dataset):
@@ -26,7 +26,7 @@ class TextDataset(Dataset):
         return {**self.tokenizer(*texts, truncation=True, max_length=self.max_length), "labels": label}
 
 
-def build_text_task(recipe: Recipe, data: Data) -> Task:
+def build_text_task(recipe: Recipe, data: Splits) -> Task:
     """Build the model, the tokenizer and the data sets of a sequence-classification recipe.
 
     Raises:

@@ -129,6 +129,7 @@ def check_plain_yaml(content: bytes, origin: str) -> None:
         refuse(f"is larger than {MAX_BYTES // 1024} KiB, so no recipe: remove what does not belong there")
     depth = documents = 0
     try:
+        event: Any  # of types that the stubs know little of
         for event in yaml.parse(content.decode("utf-8"), Loader=yaml.SafeLoader):
             line = event.start_mark.line + 1
             documents += isinstance(event, yaml.DocumentStartEvent)

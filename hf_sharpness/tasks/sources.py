@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import csv
 import gzip
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,6 +20,14 @@ from .extra import INSTALL
 from .locate import packaged_file
 
 FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"
+
+
+class Rows(Protocol):
+    """Something with rows: a list, an array, a column of a data set."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -32,12 +40,12 @@ class Examples:
         rows: Rows of `inputs` that belong to this split, in order.
     """
 
-    inputs: Sequence[Any]
+    inputs: Rows
     labels: np.ndarray
     rows: np.ndarray
 
     @classmethod
-    def of(cls, inputs: Sequence[Any], labels: Any) -> Examples:
+    def of(cls, inputs: Rows, labels: Any) -> Examples:
         """Wrap all of `inputs`."""
         return cls(inputs, np.asarray(labels, dtype=np.int64), np.arange(len(inputs)))
 
@@ -60,6 +68,14 @@ class Data:
     eval: Examples | None
     test: Examples | None
     label_names: list[str]
+
+
+@dataclass(frozen=True)
+class Splits(Data):
+    """The three splits of a data set, all there."""
+
+    eval: Examples
+    test: Examples
 
 
 @dataclass(frozen=True)
@@ -139,7 +155,7 @@ def _idx(file: Path, dimensions: int) -> np.ndarray:
     except (OSError, EOFError) as error:
         raise RecipeError(f"data.source 'fashion-mnist': {file} cannot be read: {error}") from None
     start = 4 + 4 * dimensions
-    sizes = np.frombuffer(content[4:start], dtype=">i4") if len(content) >= start else []
+    sizes = np.frombuffer(content[4:start], dtype=">i4") if len(content) >= start else np.empty(0, dtype=np.int32)
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) != start + int(np.prod(sizes)):
         raise RecipeError(
             f"data.source 'fashion-mnist': {file} is not an idx file of bytes with {dimensions} dimensions"

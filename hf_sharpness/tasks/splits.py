@@ -12,10 +12,10 @@ import numpy as np
 from .errors import RecipeError
 from .hub_source import read_with_datasets
 from .recipe import Recipe
-from .sources import SOURCES, Data, Examples, read_builtin
+from .sources import SOURCES, Examples, Splits, read_builtin
 
 
-def load_data(recipe: Recipe) -> Data:
+def load_data(recipe: Recipe) -> Splits:
     """Read the recipe's source and return train, eval and test, none of them None.
 
     The test split is cut first, so that it stays the same when the validation fraction, the caps or the noise change;
@@ -52,7 +52,7 @@ def load_data(recipe: Recipe) -> Data:
     if len(data.label_names) < 2:
         raise RecipeError(f"data.source '{section.source}' has one class only; classification needs two")
     labels = add_label_noise(train.labels, section.label_noise, len(data.label_names), noise_rng)
-    return Data(dataclasses.replace(train, labels=labels), evaluation, test, data.label_names)
+    return Splits(dataclasses.replace(train, labels=labels), evaluation, test, data.label_names)
 
 
 def add_label_noise(labels: np.ndarray, fraction: float, classes: int, rng: np.random.Generator) -> np.ndarray:

@@ -52,9 +52,11 @@ class Columns(ProgressCallback):
         if self.training_bar is not None:
             super().on_step_end(args, state, control, **kwargs)
 
-    def on_prediction_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
         if self.bar:
-            super().on_prediction_step(args, state, control, **kwargs)
+            super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader, **kwargs)
             if self.prediction_bar is not None:
                 self.prediction_bar.leave = False
 

@@ -46,29 +46,38 @@ class SharpnessCallback(TrainerCallback, ExportableState):
         if trainer._engine is not None:  # attached in the first step
             self._watch = Watch(trainer, trainer._engine)
 
+    @property
+    def listener(self) -> Listener | None:
+        """The trainer, as long as there is one."""
+        return None if self._trainer is None else self._trainer()
+
     def state(self) -> dict[str, Any]:
         """For trainer_state.json."""
         return {"args": {}, "attributes": {"method_state": self.method_state, "began_on_grid": self.began_on_grid}}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        saved: Any = state.stateful_callbacks
         if not state.global_step:  # a new run, or another attempt of auto_find_batch_size: nothing is carried over
             self.method_state, self.began_on_grid = {}, False
-            state.stateful_callbacks.pop(type(self).__name__, None)
+            saved.pop(type(self).__name__, None)
         # A checkpoint of a stock Trainer has no entry for this callback, and saving the next one needs it.
-        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        if self._trainer is not None:
-            self.began_on_grid = self._trainer()._start_sharpness()
-            self._watch, is_first = Watch(self._trainer(), self._trainer()._engine), self._watch is None
-            if is_first:  # auto_find_batch_size begins anew
+        saved.setdefault(type(self).__name__, self.state())
+        trainer = self.listener
+        if trainer is not None:
+            self.began_on_grid = trainer._start_sharpness()
+            assert trainer._engine is not None
+            is_first = self._watch is None  # auto_find_batch_size begins anew
+            self._watch = Watch(trainer, trainer._engine)
+            if is_first:
                 self._watch.begin(state)
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._trainer is not None:
-            self._trainer()._on_epoch_begin()
+        if (trainer := self.listener) is not None:
+            trainer._on_epoch_begin()
 
     def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._trainer is not None:
-            self.method_state = self._trainer()._on_optimizer_step()
+        if (trainer := self.listener) is not None:
+            self.method_state = trainer._on_optimizer_step()
         if self._watch is not None:
             self._watch.step()
 
@@ -84,11 +93,9 @@ class SharpnessCallback(TrainerCallback, ExportableState):
         if self._watch is not None:
             self._watch.micro_batch()
 
-    def on_log(
-        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float], **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._watch is not None:
-            self._watch.log(state, logs)
+            self._watch.log(state, kwargs["logs"])
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._watch is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 from transformers.trainer_callback import CallbackHandler
@@ -74,7 +74,7 @@ def wrap_outermost(trainer: Any, outermost: Callable[[Step, tuple[Any, ...], dic
 
 def unwrapped(attributes: dict[str, Any]) -> None:
     """Take ``wrap_outermost``'s wrapper out of a Trainer's attributes; a user's own is put back."""
-    step = attributes.get("training_step")
+    step: Any = attributes.get("training_step")
     if not hasattr(step, "_stands_before"):
         return
     del attributes["training_step"]
@@ -84,7 +84,7 @@ def unwrapped(attributes: dict[str, Any]) -> None:
 
 def within_a_callback(training: CodeType) -> bool:
     """Whether a callback of the Trainer is calling, and not its loop, which is within the function ``training``."""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code is not training:
         if frame.f_code is CallbackHandler.call_event.__code__:
             return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from ..argument_fields import defaults
+from ..argument_definitions import defaults
 from ..methods import METHODS, Options, hyperparameters
 from ..methods.options import PREFIX
 from ..methods.registry import arguments_of

@@ -168,7 +168,6 @@ def test_a_package_without_the_file_is_named(monkeypatch):
 
 def test_model_names():
     assert model_folder("org/model") == "org/model"
-    assert model_folder(None) is None
     with pytest.raises(RecipeError, match=r"builtin:bert.*builtin:minilm"):
         model_folder("builtin:bert")
 
