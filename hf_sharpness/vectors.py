@@ -294,30 +294,3 @@ def slerp_weights(psi: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
         torch.where(degenerate, zero, torch.sin((1.0 - alpha) * psi) / sine),
         torch.where(degenerate, one, torch.sin(alpha * psi) / sine),
     )
-
-
-def average_over_ranks_(vector: Vector, group: Any = None, bucket_bytes: int = 25 * 2**20) -> None:
-    """vector <- its mean over the ranks of a process group, in flat buckets (one all-reduce for each)."""
-    world = torch.distributed.get_world_size(group)
-    for bucket in buckets(vector, bucket_bytes):
-        flat = torch.cat([t.reshape(-1) for t in bucket])
-        torch.distributed.all_reduce(flat, group=group)
-        flat.div_(world)
-        copy_(
-            bucket, [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in bucket]), bucket, strict=True)]
-        )
-
-
-def buckets(vector: Vector, size: int) -> list[Vector]:
-    """The tensors in order, in lists of one type and device and of at most ``size`` bytes (but for a larger tensor)."""
-    buckets: list[Vector] = []
-    filled = 0
-    for tensor in vector:
-        bytes_ = tensor.numel() * tensor.element_size()
-        alike = buckets and (buckets[-1][0].dtype, buckets[-1][0].device) == (tensor.dtype, tensor.device)
-        if not alike or filled + bytes_ > size:
-            buckets.append([])
-            filled = 0
-        buckets[-1].append(tensor)
-        filled += bytes_
-    return buckets

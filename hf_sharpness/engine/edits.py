@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import vectors
 from ..vectors import Vector
+from .buckets import buckets
 
 LARGEST = 10.0
 """An element that an edit has made more than this many times larger is taken for one that something was added to."""
@@ -81,7 +82,7 @@ def follow_(
 def _parts(vector: Vector, bytes_: int = 25 * 2**20) -> Iterator[slice]:
     """Runs of tensors of one type and device, small enough for a few copies of them not to count."""
     start = 0
-    for bucket in vectors.buckets(vector, bytes_):
+    for bucket in buckets(vector, bytes_):
         yield slice(start, start + len(bucket))
         start += len(bucket)
 

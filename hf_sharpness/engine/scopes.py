@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import vectors
+from .buckets import average_over_ranks_
 from .parallel import data_parallel_module
 
 
@@ -91,7 +92,7 @@ class Scope:
         for parameter in params:
             if parameter not in earlier:
                 earlier[parameter] = torch.zeros_like(parameter)
-        vectors.average_over_ranks_(vectors.local([earlier[p] for p in params]), wrapper.process_group)
+        average_over_ranks_(vectors.local([earlier[p] for p in params]), wrapper.process_group)
         return earlier
 
     def _on_any_rank(self, params: list[nn.Parameter], present: Callable[[nn.Parameter], bool]) -> list[nn.Parameter]:
@@ -117,9 +118,9 @@ class Scope:
         for parameter in params:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        vectors.average_over_ranks_([p.grad for p in params], group)
+        average_over_ranks_([p.grad for p in params], group)
         if not self.adds_after_step:
             return terms
         terms = {p: terms.get(p, torch.zeros_like(p)) for p in params}
-        vectors.average_over_ranks_(list(terms.values()), group)
+        average_over_ranks_(list(terms.values()), group)
         return terms
