@@ -83,7 +83,8 @@ def _apply_dataclass(cls: type, own: Mapping[str, dataclasses.Field]) -> None:
     for name in _GENERATED:
         if name in vars(cls) and name != "__doc__":
             delattr(cls, name)
-    cls.__doc__ = None
+    if (cls.__doc__ or "").startswith(f"{cls.__name__}("):  # what `dataclass` puts where there is no docstring
+        cls.__doc__ = None
     attributes = {name: vars(cls)[name] for name in own if name in vars(cls)}
     for name, field in own.items():
         # `dataclass` has put the default in the place of the Field, of which it would now make a bare field.

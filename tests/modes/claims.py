@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-METHODS = ("SAM", "WSAM coupled", "WSAM decoupled", "XSAM")
+from hf_sharpness.methods.registry import variants
+
+METHODS = tuple(variants())
 RESULTS = ("exact", "within rounding", "skipped as stock", "clean", "refused")
 
 
@@ -47,9 +49,11 @@ def methods_of(method: Any, parameters: dict[str, Any]) -> Sequence[str]:
     if method is not None:
         return [method] if isinstance(method, str) else method
     spec = parameters["spec"]
-    if spec.method == "wsam":
-        return [f"WSAM {spec.settings['mode']}"]
-    return [spec.method.upper()]
+    return [
+        title
+        for title, (name, settings) in variants().items()
+        if name == spec.method and settings.items() <= spec.settings.items()
+    ]
 
 
 class Claims:
