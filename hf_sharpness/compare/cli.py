@@ -171,7 +171,7 @@ def _compare(arguments: list[str]) -> int:
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Our own arguments, and those of the script after `--`."""
     if "--" not in arguments:
-        return arguments, []
+        return list(arguments), []
     place = arguments.index("--")
     return arguments[:place], arguments[place + 1 :]
 

@@ -225,6 +225,14 @@ def test_a_study_in_steps_and_its_continuation_elsewhere(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_two_at_a_time(tmp_path, capsys):
+    command = [str(RECIPE), *FLAGS, *SMALL_STUDY, *SHORT, "--output_dir", str(tmp_path), "--jobs", "2"]
+    assert cli.main(command) == 0
+    assert len(json.loads((tmp_path / "results.json").read_text())["runs"]) == 9
+    assert (tmp_path / "table.md").is_file()
+
+
+@pytest.mark.slow
 def test_an_unmodified_script(tmp_path, capsys):
     script = Path(__file__).with_name("script.py")
     folder = tmp_path / "out"
