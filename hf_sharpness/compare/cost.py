@@ -7,7 +7,6 @@ import dataclasses
 import math
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -18,6 +17,7 @@ from ..tasks.prepare import PreparedRun
 from ..tasks.run import train
 from .arms import Arm, settings_of
 from .observe import Observer
+from .quiet import quiet_runs
 
 _ROUNDS, STEPS, WARM_UP = 3, 8, 2
 
@@ -69,8 +69,7 @@ def measure_costs(prepared: Callable[..., PreparedRun], arms: Sequence[Arm]) -> 
         for _ in range(_ROUNDS):
             for arm in arms:
                 settings = settings_of(arm)[0]
-                with tempfile.TemporaryDirectory(prefix="hf-sharpness-") as folder, warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
+                with tempfile.TemporaryDirectory(prefix="hf-sharpness-") as folder, quiet_runs():
                     arguments = {**arm.arguments, **settings, "max_steps": STEPS, "output_dir": folder}
                     began = time.process_time()
                     run = prepared(arguments, 0, False)

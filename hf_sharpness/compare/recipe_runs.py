@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import json
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +29,7 @@ from .errors import CompareError
 from .observe import Observer, peak_memory, weights_are_finite
 from .packing import number, pack, pack_floats
 from .plan import Length
+from .quiet import quiet_runs
 from .subject import Own
 
 Record = dict[str, Any]
@@ -136,7 +136,7 @@ class RecipeSubject:
         Raises:
             RecipeError: The recipe or an argument is not valid.
         """
-        with tempfile.TemporaryDirectory(prefix="hf-sharpness-") as folder:
+        with tempfile.TemporaryDirectory(prefix="hf-sharpness-") as folder, quiet_runs():
             run = self.prepared({**arguments, "output_dir": folder}, seed, final)
             observer, averaging = Observer(), Averaging(averages)
             run.trainer.add_callback(observer)
@@ -169,8 +169,7 @@ class RecipeSubject:
 
     def _train(self, run: PreparedRun, observer: Observer) -> None:
         try:
-            with warnings.catch_warnings(), one_thread_for_small_models(run.task.model, run.arguments.device):
-                warnings.simplefilter("ignore")
+            with one_thread_for_small_models(run.task.model, run.arguments.device):
                 train(run)
         except (ArithmeticError, ValueError, RuntimeError):
             # A method may refuse to go on with numbers that are none. That is a result.
