@@ -85,12 +85,18 @@ class RecipeSubject:
         return Own(float(arguments.learning_rate), length, base, sharpness)
 
     def question(self) -> dict[str, Any]:
-        """The recipe's content, but for where its files go."""
-        content = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
-        for name in ("origin", "training_of_file"):
-            content.pop(name, None)
-        content["training"].pop("output_dir", None)
-        return content
+        """The recipe's content, but for where its files go, and without defaults: a later version may have new ones."""
+        recipe = self.recipe
+        training = {name: value for name, value in recipe.training.items() if name != "output_dir"}
+        content = {
+            "task": recipe.task,
+            "metrics": recipe.metrics,
+            "model": _given(recipe.model),
+            "data": _given(recipe.data),
+            "training": training,
+            "metric": self.metric,
+        }
+        return json.loads(json.dumps(content))
 
     def facts(self) -> dict[str, str]:
         """Splits and noise."""
@@ -259,6 +265,16 @@ class RecipeSubject:
             for name, value in metrics.items()
             if name.startswith(prefix) and not any(word in name for word in timing)
         }
+
+
+def _given(section: Any) -> dict[str, Any]:
+    """What a section of the recipe says, without defaults."""
+    return {
+        item.name: value
+        for item in dataclasses.fields(section)
+        if (value := getattr(section, item.name))
+        != (item.default if item.default_factory is dataclasses.MISSING else item.default_factory())
+    }
 
 
 def _logits(output: Any) -> np.ndarray:
