@@ -68,11 +68,12 @@ class _SharpnessArguments(ArgumentFields):
 
     def _make_plain(self) -> None:
         """Names of optimizers as text, and texts as the numbers that they stand for."""
-        for name in ("optim", "base_optim"):
-            self.__dict__[name] = _plain_name(getattr(self, name))
+        values = self.__dict__
+        values.update({name: _plain_name(values[name]) for name in ("optim", "base_optim") if name in values})
         # From the command line, a hyper-parameter search, and YAML (`1e-1`), a number comes as text.
         for name, hyperparameter in hyperparameter_arguments().items():
-            self.__dict__[name] = _number(hyperparameter.kinds, getattr(self, name))
+            if name in values:
+                values[name] = _number(hyperparameter.kinds, values[name])
 
     @property
     def uses_sharpness(self) -> bool:
