@@ -96,7 +96,7 @@ def test_a_type_checker_knows_arguments_and_classes(tmp_path: Path) -> None:
         ('note: Revealed type is "', "float | None"),
         ('error: Unexpected keyword argument "gama" for "WSAM"', "gamma"),
     ]
-    lines = [line.replace("builtins.", "") for line in lines if "defined here" not in line]
+    lines = [line.replace("builtins.", "") for line in lines if " defined " not in line]
     assert len(lines) == len(expected), done.stdout
     for line, (start, part) in zip(lines, expected, strict=True):
         assert line.startswith(start), done.stdout
