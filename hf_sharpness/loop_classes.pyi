@@ -29,6 +29,9 @@ class SAM(SharpnessAware):
         scope: Whose gradient makes the perturbation: `global`: the gradient of the whole effective batch, averaged
             over ranks; `device`: each rank's own accumulated gradient (m-sharpness, SAM's own setting on several
             devices); `micro_batch`: every micro-batch alone, on every rank. Default: global.
+        check: What to do where a further pass at the same weights does not repeat the first: `warn`, `error` or
+            `off`. It is looked at in steps 1, 10, 100, ..., in the first of every epoch and in the first after a
+            resume, which costs one more pass there. Default: warn.
         scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one. Default None.
         autocast_dtype: the type of the closure's autocast, if it has one; matters for weights out of a bf16 checkpoint.
             Default None.
@@ -43,6 +46,7 @@ class SAM(SharpnessAware):
         adaptive: bool = False,
         steps: int = 1,
         scope: str = "global",
+        check: str = "warn",
         scaler: Any = None,
         autocast_dtype: torch.dtype | None = None,
         total_steps: int | None = None,
@@ -76,6 +80,9 @@ class WSAM(SharpnessAware):
         scope: Whose gradient makes the perturbation: `global`: the gradient of the whole effective batch, averaged
             over ranks; `device`: each rank's own accumulated gradient (m-sharpness, SAM's own setting on several
             devices); `micro_batch`: every micro-batch alone, on every rank. Default: global.
+        check: What to do where a further pass at the same weights does not repeat the first: `warn`, `error` or
+            `off`. It is looked at in steps 1, 10, 100, ..., in the first of every epoch and in the first after a
+            resume, which costs one more pass there. Default: warn.
         scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one. Default None.
         autocast_dtype: the type of the closure's autocast, if it has one; matters for weights out of a bf16 checkpoint.
             Default None.
@@ -92,6 +99,7 @@ class WSAM(SharpnessAware):
         mode: str = "auto",
         gamma: float | None = None,
         scope: str = "global",
+        check: str = "warn",
         scaler: Any = None,
         autocast_dtype: torch.dtype | None = None,
         total_steps: int | None = None,
@@ -129,6 +137,9 @@ class XSAM(SharpnessAware):
         scope: Whose gradient makes the perturbation: `global`: the gradient of the whole effective batch, averaged
             over ranks; `device`: each rank's own accumulated gradient (m-sharpness, SAM's own setting on several
             devices); `micro_batch`: every micro-batch alone, on every rank. Default: global.
+        check: What to do where a further pass at the same weights does not repeat the first: `warn`, `error` or
+            `off`. It is looked at in steps 1, 10, 100, ..., in the first of every epoch and in the first after a
+            resume, which costs one more pass there. Default: warn.
         scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one. Default None.
         autocast_dtype: the type of the closure's autocast, if it has one; matters for weights out of a bf16 checkpoint.
             Default None.
@@ -148,6 +159,7 @@ class XSAM(SharpnessAware):
         alpha_points: int = 21,
         refresh: int | str | None = None,
         scope: str = "global",
+        check: str = "warn",
         scaler: Any = None,
         autocast_dtype: torch.dtype | None = None,
         total_steps: int | None = None,

@@ -67,6 +67,15 @@ def plain_loop(
     return weights
 
 
+@pytest.fixture(autouse=True)
+def unchecked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step makes the guard's further pass, but for tests marked `checked`: most tests count passes."""
+    if request.node.get_closest_marker("checked") is None:
+        from hf_sharpness.engine.guard import Guard
+
+        monkeypatch.setattr(Guard, "step_begins", lambda self, due: None)
+
+
 @pytest.fixture
 def plain() -> Callable[..., list[torch.Tensor]]:
     return plain_loop

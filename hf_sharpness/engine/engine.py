@@ -20,6 +20,7 @@ from .course import Course
 from .deepspeed.config import is_engine
 from .directions import Directions
 from .earlier import Arrivals
+from .guard import Guard
 from .habits import Habits
 from .kept import Kept
 from .measured import merged
@@ -94,6 +95,7 @@ class Engine:
         self.scope = Scope(options.scope, model, no_sync, self.method.adds_after_step, self.method.decides_replays)
         self.loss_scale = loss_scale
         self.state = State(self.weights, roots)
+        self.guard = Guard(options.check, model, autocast_dtype is not None or loss_scale is not None)
         self.metrics: dict[str, Tensor | float] = {}
         kept = Kept(self.method.name, self.method.keeps, self.weights)
         self.course = Course(Progress(total_steps), kept, Directions(self.weights, self.scope.reduces_ascent))
@@ -177,9 +179,13 @@ class Engine:
             alone, begins = self.scope.is_each_micro_batch, not self.micro_batches
             self.arrivals.look(begins)
             if begins:
-                self.state.begin(self.course.progress.steps_made + 1)
+                self.guard.step_begins(self.state.begin(self.course.progress.steps_made + 1))
             moment = self.state.take(closure)
-            with self.scope.pass_context(reduce=last and self.scope.reduces_ascent), self.state.watched():
+            with (
+                self.scope.pass_context(reduce=last and self.scope.reduces_ascent),
+                self.state.watched(),
+                self.guard.first_pass(),
+            ):
                 loss = self.habits.first_pass(closure, self.state, self.method.probes, continues=not begins)
             if not isinstance(loss, Tensor):
                 raise TypeError(f"the closure returned {type(loss).__name__}: it must return the loss, a tensor")
@@ -288,6 +294,7 @@ class Engine:
             self.state,
             loss,
             habits=self.habits,
+            repetition=self.guard.repetition,
             course=self.course,
             noise=self.noise,
             loss_scale=self.loss_scale,
@@ -297,4 +304,4 @@ class Engine:
         self.term.collect(passes)
         self.measured.append(passes.metrics)
         self.passes = None
-        self.state.checked_steps.was_checked()
+        self.state.was_checked(self.guard.ended())

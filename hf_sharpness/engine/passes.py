@@ -15,6 +15,7 @@ from . import rounding
 from .climbs import Climbs, NonFiniteAscent
 from .course import Course
 from .earlier import EarlierGradients
+from .guard import Repetition
 from .habits import Habits
 from .micro_batch import MicroBatch
 from .optimizers import maximizes
@@ -38,6 +39,7 @@ class Passes(Climbs):
         state: what a pass changes besides weights and gradients, at the moments of this step.
         loss: the loss of the first pass.
         habits: what the closures were seen to do.
+        repetition: the comparison of a further pass with the first, in a step that makes one.
         course: what the steps are part of.
         noise: makes the random bits for a use within these passes, given its number.
         loss_scale: returns the factor by which the closures scale their loss, or None.
@@ -55,6 +57,7 @@ class Passes(Climbs):
         loss: Tensor,
         *,
         habits: Habits,
+        repetition: Repetition | None = None,
         course: Course,
         noise: Callable[[int], rounding.Noise],
         loss_scale: Callable[[], Tensor] | None,
@@ -63,6 +66,7 @@ class Passes(Climbs):
         super().__init__(weights, scope, course, noise, loss_scale, checks_overflow, loss)
         self.method = method
         self.habits = habits
+        self.repetition = repetition
         self.micro_batches = micro_batches
         self.state = state
         self.after = state.after_first_passes()
@@ -78,12 +82,14 @@ class Passes(Climbs):
         self.maximizes = maximizes(weights.optimizer)
         weights.after_pass()
         self._activate()
-        self._turn_gradient()
+        self.turn_gradient()
 
     def run(self) -> None:
         """Run the method; afterwards p.grad holds its gradient, and weights and all other state are as before."""
         try:
             try:
+                if self.repetition is not None:
+                    self.repetition.make(self)
                 self.counted = Replays(self.method, self, self.weights.rank_groups, self.device)
                 self.method.run(self)
                 self.counted.check_all_made()
@@ -95,7 +101,7 @@ class Passes(Climbs):
                     # The other ranks reduce with their last replay: take part, and pass the non-finite values on.
                     self.replay(accumulate=True)
             self._measure_displacement()
-            self._turn_gradient()
+            self.turn_gradient()
         finally:
             # The restore proper is one call into C++ from this frame: no point in between at which Python could
             # deliver an interrupt.
@@ -103,6 +109,8 @@ class Passes(Climbs):
                 torch._foreach_copy_(self.moved_memory, self.saved_memory)
             self.restore()
         self.state.after_further_passes()
+        if self.repetition is not None:
+            self.repetition.judge()
 
     def restore(self) -> None:
         """Weights and all other state as the first pass left them. Harmless to repeat."""
@@ -170,7 +178,7 @@ class Passes(Climbs):
         self.coarse = self.weights.seen_in_bfloat16(self.firsts)
         self.live, self.saved = self.live + live, self.saved + saved
 
-    def _turn_gradient(self) -> None:
+    def turn_gradient(self) -> None:
         """Where the base optimizer maximises: from the closures' gradient to that of minus the loss, or back."""
         if self.maximizes:
             vectors.scale_(vectors.local([p.grad for p in self.params if p.grad is not None]), -1.0)
@@ -193,7 +201,9 @@ class Passes(Climbs):
             parameter.grad = None
         added_to = vectors.local([p.grad for p in self.params]) if accumulate and not aside else []
         if added_to:
-            self._turn_gradient()
+            self.turn_gradient()
+        doubted = self.repetition is not None and self.repetition.gradient is not None
+        there = vectors.clone(self.gradient()) if doubted and accumulate and not aside else []
         self.weights.before_replay()
         reduce = self.scope.reduces_ascent or (final and self.scope.reduces_last_replay)
         self.metrics["perturbed_loss"] = self._pass(reduce)
@@ -201,7 +211,9 @@ class Passes(Climbs):
         if added_to and not self.scope.gradients_are_views:
             self._check_accumulated(added_to)
         self._activate()
-        self._turn_gradient()
+        self.turn_gradient()
+        if doubted:
+            self.repetition.replayed(self, there)
         waiting.add_back()
 
     def _check_accumulated(self, added_to: Vector) -> None:

@@ -31,5 +31,15 @@ class Options:
         choices=tuple(SCOPES),
     )
 
+    check: str = hyperparameter(
+        "warn",
+        help="What to do where a further pass at the same weights does not repeat the first: `warn`, `error` or `off`. "
+        "It is looked at in steps 1, 10, 100, ..., in the first of every epoch and in the first after a resume, which "
+        "costs one more pass there.",
+        require="must be one of warn, error, off",
+        valid=lambda v: v in ("warn", "error", "off"),
+        choices=("warn", "error", "off"),
+    )
+
     def __post_init__(self) -> None:
         check_hyperparameters(self)

@@ -106,13 +106,22 @@ class State:
         """Take the hook off the optimizer."""
         self.checked_steps.close()
 
-    def begin(self, number: int) -> None:
+    def begin(self, number: int) -> bool:
         """A step begins. In some, every operator of its passes is looked at for what it writes, which takes time.
 
         Args:
             number: the step's, from 1 on.
+
+        Returns:
+            Whether this is such a step.
         """
         self._begin(self.checked_steps.step_begins(number))
+        return self.discovers
+
+    def was_checked(self, checked: bool) -> None:
+        """The passes of the step are over; whether what was to be looked at was there."""
+        if checked:
+            self.checked_steps.was_checked()
 
     def _begin(self, discover: bool) -> None:
         self.forget()
