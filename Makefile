@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO_ENV ?= .venv
 TEST_ENV ?= .venv-test
 
-.PHONY: demo test test-all test-deepspeed test-oldest test-wheel lint clean
+.PHONY: test-libraries demo test test-all test-deepspeed test-oldest test-wheel lint clean
 
 demo: $(DEMO_ENV)/.ready
 	$(DEMO_ENV)/bin/hf-sharpness train recipes/digits-vit.yaml
@@ -60,3 +60,15 @@ $(TEST_ENV)/deepspeed/.ready: $(TEST_ENV)/.ready
 
 clean:
 	rm -rf $(DEMO_ENV) $(TEST_ENV) $(TEST_ENV)-oldest build *.egg-info
+
+# Libraries with trainers of their own that want older versions than ours: an environment on top of the tests'.
+test-libraries: $(TEST_ENV)/libraries/.ready
+	$(TEST_ENV)/libraries/bin/python -m pytest tests/ecosystem/test_whole_steps.py
+
+$(TEST_ENV)/libraries/.ready: $(TEST_ENV)/.ready
+	$(PYTHON) -m venv $(TEST_ENV)/libraries
+	$(TEST_ENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+		$$($(TEST_ENV)/libraries/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth
+	$(TEST_ENV)/libraries/bin/python -m pip install --quiet "torch==2.13.0" "gliner==0.2.29"
+	$(TEST_ENV)/libraries/bin/python -m pip install --quiet --no-deps -e .
+	touch $@
