@@ -56,6 +56,7 @@ class FirstPass:
         if getattr(self.prepare, "__func__", None) is stock_prepare:
             self.prepare = None
         self.prepared: list[_Prepared | _Again] = []
+        state.look_into(_objects_in(inputs))
 
     def inputs_of_a_pass(self) -> Any:
         """The micro-batch for one ``training_step``."""
@@ -75,6 +76,7 @@ class FirstPass:
             if _find(result, lambda value: _is_iterator(value) or _requires_grad(value)) is not None:
                 self.prepared.append(again)
                 return result
+            self.state.look_into(_objects_in(result))
             self.prepared.append(_Prepared(result, self.state.note()))
             return copied(result)
 
@@ -149,6 +151,8 @@ class _Again:
 def copied(inputs: Any, device: torch.device | None = None) -> Any:
     """Inputs with new containers and new tensors; other objects in them, and tensors that require grad, are shared.
 
+    What passes do to those objects is put back by the engine's state, see ``_objects_in``.
+
     Args:
         inputs: nested mappings, lists and tuples.
         device: copy only the tensors on devices of its type. Default None: all.
@@ -177,6 +181,16 @@ def copied(inputs: Any, device: torch.device | None = None) -> Any:
     if isinstance(inputs, (Tensor, Mapping, list, tuple)) or _is_iterator(inputs):
         return copy_of(inputs)
     return copy.copy(inputs)
+
+
+def _objects_in(data: Any) -> list[Any]:
+    """What inputs consist of besides tensors and containers: graphs, images, a library's own kind of batch."""
+    if isinstance(data, Mapping):
+        return [found for value in data.values() for found in _objects_in(value)]
+    if isinstance(data, (list, tuple)):
+        return [found for value in data for found in _objects_in(value)]
+    known = (Tensor, str, bytes, int, float, bool, type(None))
+    return [] if isinstance(data, known) or _is_iterator(data) else [data]
 
 
 def _find(data: Any, wanted: Callable[[Any], bool]) -> Any:

@@ -32,3 +32,13 @@ def name_of(path: Path) -> str:
     if isinstance(key, str) and key.isidentifier():
         return f"{name_of(holder)}.{key}"
     return f"{name_of(holder)}[{key if isinstance(key, (str, int)) else '...'}]"
+
+
+OF_A_MICRO_BATCH = ("batch", "closure")
+"""Names of roots that each micro-batch has of its own."""
+
+
+def root_of(path: Path) -> str:
+    """The name of the root that a path begins with."""
+    holder, key = path
+    return key if holder is None else root_of(holder)

@@ -6,7 +6,7 @@ import contextlib
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -90,6 +90,7 @@ class State:
         self.earlier: weakref.ref[Moment] | None = None
         self.met: list[weakref.ref[nn.Module]] = []
         self.discovers = False
+        self.batch: list[Root] = []
         self.forget()
 
     def forget(self) -> None:
@@ -97,7 +98,7 @@ class State:
         self.before: list[Moment] = []
         self.noted: list[Moment] = []
         self.after: Moment | None = None
-        self.closures_of_step: list[Root] = []
+        self.of_step: list[Root] = []
         self.weights_were_set = False
 
     # The moments.
@@ -136,13 +137,20 @@ class State:
             for tensor in local(parameters):
                 self.ranges.setdefault(storage_of(tensor), []).append(extent_in_bytes(tensor))
 
+    def look_into(self, objects: list[Any]) -> None:
+        """State of the coming pass, or of the one under way, is in these as well: parts of its batch."""
+        if objects:
+            self.batch.append(Root("batch", objects))
+
     def take(self, closure: Callable[[], Tensor]) -> Moment:
         """The moment before a micro-batch's first pass.
 
         What is large is copied before the first one only: further passes over all micro-batches begin there.
         """
+        self.of_step += self.batch
+        self.batch = []
         if self.closures:
-            self.closures_of_step.append(Root("closure", closure))
+            self.of_step.append(Root("closure", closure))
         moment = Moment(self, None, large=not self.before)
         self.before.append(moment)
         return moment
@@ -163,6 +171,8 @@ class State:
 
     def note(self) -> Moment:
         """A moment within a first pass, for its replays to go on from."""
+        self.of_step += self.batch
+        self.batch = []
         moment = Moment(self, None, large=False)
         self.noted.append(moment)
         return moment
@@ -191,7 +201,7 @@ class State:
         """Walk the objects that a pass can reach."""
         self.met = [reference for reference in self.met if reference() is not None]
         met = [Root(type(module).__name__, module) for reference in self.met if (module := reference()) is not None]
-        roots = [*self.roots, *self.closures_of_step, *met]
+        roots = [*self.roots, *self.of_step, *met]
         return reach(roots, self.is_weight, self.weights.binds_weights, self.quiet)
 
     def is_weight(self, tensor: Tensor) -> bool:

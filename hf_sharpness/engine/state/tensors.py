@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ...vectors import clone, copy_
 from ..overlap import extent_in_bytes
-from .paths import Path
+from .paths import OF_A_MICRO_BATCH, Path, root_of
 
 SMALL = 2**16
 """Bytes of one tensor that are copied for every micro-batch without being known to change."""
@@ -93,7 +93,7 @@ class Tensors:
     Args:
         found: paths and tensors.
         written: paths of tensors that a pass is known to write.
-        large: copy those of them that are not small, too.
+        large: copy those of them that are not small, too (what is of one micro-batch is in any case).
         on_weights: says whether a region is the memory of weights, which are put back elsewhere.
     """
 
@@ -115,7 +115,7 @@ class Tensors:
         for watched in self.by_region.values():
             is_small = watched.size <= min(SMALL, room) and not isinstance(watched.tensor, nn.Parameter)
             room -= watched.size if is_small else 0
-            if is_small or (large and watched.is_known):
+            if is_small or (watched.is_known and (large or root_of(watched.path) in OF_A_MICRO_BATCH)):
                 chosen.append(watched)
         for watched, saved in zip(chosen, clone([w.bytes() for w in chosen]), strict=True):
             watched.saved = saved
