@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import transformers
 from models import Net, classification, collate
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 ITEMS = classification(64, torch.float32)
 
@@ -78,6 +80,15 @@ def test_steps_that_a_scaler_skipped(train: Any, capsys: pytest.CaptureFixture[s
     assert "4 of 4 optimizer steps were sharpness-aware" in told(capsys)[1]
 
 
+@pytest.fixture
+def verbosity() -> Iterator[None]:
+    """transformers', as it was before: a Trainer with a log level sets it for the process."""
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
+
+
+@pytest.mark.usefixtures("verbosity")
 def test_nothing_with_a_stock_optimizer_or_when_quiet(train: Any, capsys: pytest.CaptureFixture[str]) -> None:
     train(Net(), ITEMS, max_steps=2, optim="adamw_torch")
     train(Net(), ITEMS, max_steps=2, optim="sam", log_level="error")
