@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import stateful
 import torch
-from models import classification, steps_of
+from models import Record, classification, steps_of
 from reference import Spec, flat
 from stateful import DEEP_COPIES, MODELS, Loss, Stateful, same
 from torch import Tensor, nn
@@ -325,6 +325,25 @@ def test_an_initialisation_that_depends_on_data_happens_once() -> None:
     moved(**batch)["loss"].backward()
     for parameter, expected in zip(model.parameters(), moved.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, expected.grad)
+
+
+class Hooking(Stateful):
+    """Installs a hook in its first pass, as transformers' models do to capture outputs."""
+
+    def prepare(self) -> None:
+        self.record = Record()
+
+    def factor(self, h: Tensor) -> float:
+        if not getattr(self, "_hooks_installed", False):
+            self._hooks_installed = True
+            self.record.forwards += 1
+        return 1.0
+
+
+def test_a_flag_that_a_pass_creates_stays() -> None:
+    model = Hooking().double()
+    run(model, BITWISE[1])
+    assert model.record.forwards == 1
 
 
 class Service:

@@ -13,9 +13,9 @@ class Flags(LeftAlone):
     """Flags (names that hold True or False), as the first passes of a step have changed them.
 
     A flag that guards a message, or an initialisation of weights that depends on data, is set once, by the first pass,
-    and further passes shall find it set. But where the first pass has also created what the flag stands for, a further
-    pass begins without either. At the end of a step only flags that the first passes changed are put back: another may
-    have been set by a signal handler meanwhile.
+    and further passes shall find it set: a library's module has installed its hooks, say. But where the first pass has
+    also created what the flag stands for, a further pass begins without either. At the end of a step only flags that
+    the first passes changed are put back: another may have been set by a signal handler meanwhile.
 
     Args:
         before: holders with their contents before each first pass.
@@ -32,9 +32,12 @@ class Flags(LeftAlone):
             if flags:
                 key = id(holder.target)
                 self.changed.setdefault(key, set()).update(flags)
-                created = any(v is MISSING or v is None for n, v, _ in changes if n not in flags)
-                alone = len(flags) == len(changes) and (holder.is_dict or bool(holder.skip))
-                if not created and (weights_were_set or alone):
+                created = not holder.is_librarys and any(
+                    v is MISSING or v is None for n, v, _ in changes if n not in flags
+                )
+                new = all(value is MISSING for name, value, _ in changes if name in flags)
+                alone = len(flags) == len(changes) and (holder.is_dict or bool(holder.skip) or new)
+                if not created and (weights_were_set or alone or holder.is_librarys):
                     self.set_once.add(key)
 
     def for_the_end(self) -> Flags:

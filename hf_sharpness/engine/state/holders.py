@@ -62,14 +62,18 @@ class Names(Holder):
         target: the dict.
         skip: names that are never put back.
         is_dict: whether it is a dict of the user's, and no object's attributes.
+        is_librarys: whether it holds the attributes of an installed library's module.
     """
 
-    __slots__ = ("is_dict", "skip")
+    __slots__ = ("is_dict", "is_librarys", "skip")
 
-    def __init__(self, target: Any, skip: frozenset[str] = frozenset(), is_dict: bool = False) -> None:
+    def __init__(
+        self, target: Any, skip: frozenset[str] = frozenset(), is_dict: bool = False, is_librarys: bool = False
+    ) -> None:
         super().__init__(target)
         self.skip = skip
         self.is_dict = is_dict
+        self.is_librarys = is_librarys
 
     def take(self) -> Content:
         return dict(self.target) if type(self.target) is dict else dict(self.items())

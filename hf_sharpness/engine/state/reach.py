@@ -118,8 +118,9 @@ class _Walk:
 
     def module(self, module: nn.Module, path: Path) -> None:
         own = module.__dict__
-        holder = Names(own, self.skips.get(id(module), frozenset()))
-        quiet, inner = not holder.skip and not bounds.own_classes(type(module)), []
+        librarys = not bounds.own_classes(type(module))
+        holder = Names(own, self.skips.get(id(module), frozenset()), is_librarys=librarys)
+        quiet, inner = not holder.skip and librarys, []
         for name, value in own.items():
             if type(value) in bounds.ATOMS:
                 continue
