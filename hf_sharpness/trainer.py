@@ -105,7 +105,7 @@ class _SharpnessTrainer(_Base):
         self.remove_callback(method_check())
         warn_of_unused(self.args)
         self._resumed_from = None
-        if self.uses_sharpness:
+        if self.uses_sharpness or kwargs.get("trial") is not None:  # a search may set `optim` yet
             callback = SharpnessCallback()
             callback.attach(self)
             self.add_callback(callback)

@@ -18,6 +18,8 @@ class Listener(Protocol):
     args: Any
     _engine: Engine | None
 
+    uses_sharpness: bool
+
     def _start_sharpness(self) -> bool: ...
 
     def _on_epoch_begin(self) -> None: ...
@@ -48,8 +50,9 @@ class SharpnessCallback(TrainerCallback, ExportableState):
 
     @property
     def listener(self) -> Listener | None:
-        """The trainer, as long as there is one."""
-        return None if self._trainer is None else self._trainer()
+        """The trainer, as long as there is one whose arguments choose a method (a search may change them)."""
+        trainer = None if self._trainer is None else self._trainer()
+        return trainer if trainer is not None and trainer.uses_sharpness else None
 
     def state(self) -> dict[str, Any]:
         """For trainer_state.json."""

@@ -74,3 +74,30 @@ def test_two_processes_share_an_optuna_study(tmp_path: Path) -> None:
     processes = [start("optuna", tmp_path, output) for output in outputs]
     results = [finished(*made) for made in zip(processes, (tmp_path,) * 2, outputs, strict=True)]
     check(max(results, key=lambda result: len(result["trials"])), trials=6)
+
+
+def test_over_the_method_and_stock_optimizers(train: Callable[..., Any]) -> None:
+    """Every trial is the plain run with its optim, whatever the one before was."""
+    optuna = pytest.importorskip("optuna")
+    items, names = classification(32, torch.float32), ["sam", "sgd", "wsam"]
+    options = {"base_optim": "sgd", "max_steps": 3, "learning_rate": 0.1}
+    run = train(Net(), items, optim="sam", **options)
+    run.trainer.model_init = lambda: Net()
+    seen = {}
+
+    def objective(metrics: Any) -> float:
+        trainer = run.trainer
+        seen[trainer.args.optim] = trainer.model.first.weight.detach().clone()
+        return metrics["eval_loss"]
+
+    run.trainer.eval_dataset = items
+    run.trainer.hyperparameter_search(
+        lambda trial: {"optim": trial.suggest_categorical("optim", names)},
+        compute_objective=objective,
+        n_trials=3,
+        backend="optuna",
+        sampler=optuna.samplers.GridSampler({"optim": names}),
+    )
+    for name in names:
+        plain = train(Net(), items, optim=name, **options)
+        assert torch.equal(seen[name], plain.model.first.weight), name
