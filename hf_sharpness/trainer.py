@@ -22,7 +22,7 @@ from transformers.training_args import OptimizerNames
 from .arguments import SharpnessArguments
 from .engine import Engine
 from .engine.deepspeed.step import DeferredStep
-from .engine.deepspeed.weights import USED_BEFORE, ZeroWeights, weights_of
+from .engine.deepspeed.supported import USED_BEFORE, ZeroWeights, weights_of
 from .engine.parallel import gradients_unreduced
 from .other_trainers import method_check
 from .sharing import config
@@ -177,7 +177,7 @@ class _SharpnessTrainer(_Base):
             raise ValueError(USED_BEFORE)
         weights = weights_of(self.model_wrapped)
         # Accelerate's wrapper of the engine, which `accelerator.backward` calls.
-        accelerator.deepspeed_engine_wrapped = DeferredStep(
+        weights.deferred = accelerator.deepspeed_engine_wrapped = DeferredStep(
             accelerator.deepspeed_engine_wrapped, at_boundary=lambda: accelerator.sync_gradients
         )
         return weights, weights.loss_scale()

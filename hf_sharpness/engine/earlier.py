@@ -71,6 +71,10 @@ UNREDUCED = (
     "sharpness-aware step cannot tell them from its own. Let that backward pass reduce its gradients, or give the "
     "micro-batches to one call: method.backward([closure, ...])"
 )
+UNSEEN = (
+    "a backward pass was run outside the steps that DeepSpeed is to make, which cannot tell its gradient from theirs: "
+    "do it in the loss function (compute_loss), or in a training_step of your own"
+)
 
 
 class Arrivals:
@@ -96,15 +100,16 @@ class Arrivals:
         Raises:
             RuntimeError: something has, or is where it cannot be told from the step's own.
         """
+        if self.weights.has_unseen_gradient() and (begins or not self.weights.gradients_are_visible):
+            raise RuntimeError(UNREDUCED if self.weights.gradients_are_visible else UNSEEN)
         if begins:
-            if any(True for _ in unreduced_gradients(self.weights.model)):
-                raise RuntimeError(UNREDUCED)
             self.earlier = EarlierGradients(self.weights.receivers(), self.in_buckets)
         elif self.noted is not None and self._fingerprint().differs_from(self.noted):
             raise RuntimeError(BETWEEN_MICRO_BATCHES)
 
     def note(self) -> None:
         """A micro-batch has ended which is not the step's last."""
+        self.weights.note_passes()
         self.noted = self._fingerprint()
 
     def _fingerprint(self) -> Fingerprint:

@@ -25,7 +25,7 @@ from .habits import Habits
 from .kept import Kept
 from .measured import merged
 from .micro_batch import Closure, MicroBatch
-from .optimizers import REPLACED, base_optimizer, is_adaptive
+from .optimizers import base_optimizer, is_adaptive
 from .parallel import gradients_unreduced
 from .passes import Passes
 from .progress import Progress
@@ -92,7 +92,7 @@ class Engine:
         if autocast_dtype == torch.bfloat16:
             self.weights.find_weights_on_grid(began_on_grid)
         no_sync = no_sync or (lambda: gradients_unreduced(model))
-        self.scope = Scope(options.scope, model, no_sync, self.method.adds_after_step, self.method.decides_replays)
+        self.scope = Scope(options.scope, model, no_sync, self.method)
         self.loss_scale = loss_scale
         self.state = State(self.weights, roots)
         self.guard = Guard(options.check, model, autocast_dtype is not None or loss_scale is not None)
@@ -175,6 +175,7 @@ class Engine:
                 return closure().detach()
         with self._aborting_on_error():
             if not self.losses:
+                self.scope.begin_step()
                 self.term.begin()
             alone, begins = self.scope.is_each_micro_batch, not self.micro_batches
             self.arrivals.look(begins)
@@ -253,18 +254,8 @@ class Engine:
         self._forget_step()
 
     def drop_pending(self, optimizer: torch.optim.Optimizer) -> None:
-        """Forget a term that waits for an optimizer step which did not happen (a GradScaler skipped it).
-
-        Args:
-            optimizer: the one that was to step.
-
-        Raises:
-            RuntimeError: it is not the one that the term was made for.
-        """
-        waits = self.term.pending is not None
-        self.term.drop()
-        if waits and self.weights.gradients_are_visible and base_optimizer(optimizer) is not self.optimizer:
-            raise RuntimeError(REPLACED)
+        """Forget a term that waits for a step of this optimizer which did not happen (a GradScaler skipped it)."""
+        self.term.was_left_out(optimizer)
 
     def close(self) -> None:
         """``abort``, and take the hooks off the optimizer."""

@@ -191,7 +191,7 @@ class Passes(Climbs):
 
     def replay(self, accumulate: bool = False) -> None:
         final = self.counted.one_more()
-        aside = accumulate and self.habits.touch_gradients
+        aside = accumulate and (self.habits.touch_gradients or self.scope.reduces_alone)
         waiting = EarlierGradients(self.trainable if aside else ())
         if aside and self.scope.reduces_last_replay:
             self.scope.has_to_average = True  # what waits is this rank's own, and is not there to be reduced
@@ -205,6 +205,7 @@ class Passes(Climbs):
         doubted = self.repetition is not None and self.repetition.gradient is not None
         there = vectors.clone(self.gradient()) if doubted and accumulate and not aside else []
         self.weights.before_replay()
+        self.scope.before_replay()
         reduce = self.scope.reduces_ascent or (final and self.scope.reduces_last_replay)
         self.metrics["perturbed_loss"] = self._pass(reduce)
         self.weights.after_pass()

@@ -10,8 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from .. import vectors
+from ..methods import Method
 from .buckets import average_over_ranks_
+from .comm_hooks import HookMemory, hook_states
 from .parallel import data_parallel_module
+
+IN_JOIN = (
+    "within torch.distributed.algorithms.Join, whose ranks that have run out of data answer DDP's own communication "
+    "and no other, sharpness-aware steps are SAM's and WSAM's in scope='global', without gradients of earlier backward "
+    "passes: use those, or give all ranks equally many batches (drop_last=True, a DistributedSampler)"
+)
 
 
 class Scope:
@@ -21,27 +29,51 @@ class Scope:
         name: a key of ``methods.SCOPES``.
         model: the model that the closures call.
         no_sync: makes a context in which a backward pass does not reduce gradients.
-        adds_after_step: whether the method has a term for after the optimizer's step, reduced as gradients are.
-        decides_replays: whether the method decides in every step how many replays it makes, which may be none.
+        method: the method.
 
     Attributes:
         has_to_average: in scope ``device``, the last replay's backward is not to reduce the gradient.
     """
 
     def __init__(
-        self,
-        name: str,
-        model: nn.Module,
-        no_sync: Callable[[], AbstractContextManager[None]],
-        adds_after_step: bool,
-        decides_replays: bool = False,
+        self, name: str, model: nn.Module, no_sync: Callable[[], AbstractContextManager[None]], method: Method
     ) -> None:
         self.name = name
         self.no_sync = no_sync
-        self.adds_after_step = adds_after_step
-        self.decides_replays = decides_replays
+        self.adds_after_step = method.adds_after_step
+        self.decides_replays = method.decides_replays
+        # A method that probes compares losses over ranks.
+        self.has_collectives = method.decides_replays or type(method).probes is not Method.probes
         self.data_parallel = data_parallel_module(model)
         self.has_to_average = False
+        self.hook_memory: HookMemory | None = None
+
+    def begin_step(self) -> None:
+        """A step's first pass is about to be made.
+
+        Raises:
+            RuntimeError: it cannot be made in torch's ``Join``.
+        """
+        wrapper = self.data_parallel
+        # Private in torch: nothing public tells that `Join` is on.
+        if wrapper is not None and wrapper._join_config.enable and (self.averages_itself or self.has_collectives):
+            raise RuntimeError(IN_JOIN)
+        self.hook_memory = HookMemory(wrapper) if wrapper is not None and hook_states(wrapper) else None
+
+    def before_replay(self) -> None:
+        """A further pass is about to be made: DDP's hooks begin it as they did the first."""
+        if self.hook_memory is not None:
+            self.hook_memory.restore()
+
+    @property
+    def reduces_alone(self) -> bool:
+        """Whether a pass that adds to a reduced gradient is to be reduced without it.
+
+        Hooks with a memory compress what they reduce; in ``Join`` ranks without data add zeros to it.
+        """
+        wrapper = self.data_parallel
+        joins = wrapper is not None and wrapper._join_config.enable
+        return self.reduces_ascent and (joins or self.hook_memory is not None)
 
     @property
     def is_each_micro_batch(self) -> bool:
@@ -88,6 +120,8 @@ class Scope:
         wrapper = self.data_parallel
         if not earlier or wrapper is None or self.averages_itself or not wrapper.require_backward_grad_sync:
             return earlier
+        if wrapper._join_config.enable:
+            raise RuntimeError(IN_JOIN)
         params = self._on_any_rank([p for p in wrapper.parameters() if p.requires_grad], lambda p: p in earlier)
         for parameter in params:
             if parameter not in earlier:

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from .. import vectors
 from .after_step import AfterStep, LateFlag
 from .edits import CANNOT_FOLLOW
+from .optimizers import REPLACED, base_optimizer
 from .passes import Passes
 from .scopes import Scope
 from .weights import Weights
@@ -74,6 +75,16 @@ class Term:
     def drop(self) -> None:
         """Forget the term that waits for an optimizer step which did not happen."""
         self.pending = None
+
+    def was_left_out(self, optimizer: torch.optim.Optimizer) -> None:
+        """The same, where that step was this optimizer's to make.
+
+        Raises:
+            RuntimeError: it is not the one that the term was made for, which was replaced in between.
+        """
+        waits, self.pending = self.pending is not None, None
+        if waits and self.weights.gradients_are_visible and base_optimizer(optimizer) is not self.weights.optimizer:
+            raise RuntimeError(REPLACED)
 
     def begin(self) -> None:
         """A step begins. Where the optimizer has not stepped since the last one, that one's term counts as well.

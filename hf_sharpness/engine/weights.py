@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..vectors import Vector, is_sharded, local, placement
-from .parallel import is_tensor_parallel, rank_groups, sharded_modules
+from .parallel import is_tensor_parallel, rank_groups, sharded_modules, unreduced_gradients
 
 
 class Weights:
@@ -47,6 +47,13 @@ class Weights:
         for parameter in self.model.parameters():
             found.setdefault(id(parameter), parameter)
         return list(found.values())
+
+    def has_unseen_gradient(self) -> bool:
+        """Whether a gradient lies elsewhere than in ``.grad``, from a backward pass that no step knows of."""
+        return any(True for _ in unreduced_gradients(self.model))
+
+    def note_passes(self) -> None:
+        """All backward passes until now are known."""
 
     def named(self) -> list[tuple[str, Tensor]]:
         """What is trained, with names for messages: its type is the one that a perturbation is rounded to."""

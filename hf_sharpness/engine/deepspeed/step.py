@@ -15,11 +15,15 @@ class DeferredStep:
     Args:
         wrapper: Accelerate's ``DeepSpeedEngineWrapper``.
         at_boundary: says whether a backward is the last of an optimizer step.
+
+    Attributes:
+        backwards: how many backward passes there were.
     """
 
     def __init__(self, wrapper: Any, at_boundary: Callable[[], bool]) -> None:
         self.wrapper = wrapper
         self.at_boundary = at_boundary
+        self.backwards = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.wrapper, name)
@@ -28,6 +32,7 @@ class DeferredStep:
         """Accelerate's, without the step."""
         if not torch.is_grad_enabled():
             return  # a forward probe
+        self.backwards += 1
         engine = self.wrapper.engine
         engine.set_gradient_accumulation_boundary(is_boundary=self.at_boundary())
         engine.backward(loss, **kwargs)

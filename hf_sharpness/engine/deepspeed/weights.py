@@ -14,9 +14,7 @@ collective for each, the model does not follow what they set, and ZeRO-1 and 2 h
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -24,16 +22,7 @@ from torch import Tensor, nn
 
 from ...vectors import Part, Vector
 from ..weights import Weights
-from .config import REMEDY, check_config
-
-OLDEST = (0, 19)
-"""Older versions have not been tried."""
-
-
-USED_BEFORE = (
-    "this Trainer's DeepSpeed engine was made by an earlier evaluate(), predict() or train(), and cannot train any "
-    "more (nor could a stock Trainer's): call train() first and only once, or make a new Trainer"
-)
+from .step import DeferredStep
 
 
 class ZeroWeights(Weights):
@@ -53,12 +42,21 @@ class ZeroWeights(Weights):
         # The ranks over which gradients are averaged and weights are split.
         self.group = self.zero.dp_process_group
         self.part = Part(self.group)
+        self.deferred: DeferredStep | None = None
+        self.backwards_known = 0
         # DeepSpeed splits the gradient of a part into tensors, one for each parameter in it; some are padding.
         self.sizes: list[list[int]] = []
         self.padding: list[list[bool]] = []
 
     def parameters(self) -> list[nn.Parameter]:
         return self.parts
+
+    def has_unseen_gradient(self) -> bool:
+        return self.deferred is not None and self.deferred.backwards != self.backwards_known
+
+    def note_passes(self) -> None:
+        if self.deferred is not None:
+            self.backwards_known = self.deferred.backwards
 
     def receivers(self) -> list[nn.Parameter]:
         return []  # DeepSpeed collects gradients elsewhere, see `DeferredStep`
@@ -126,12 +124,14 @@ class ZeroWeights(Weights):
         self.drop_gradients()
 
     def abandon(self) -> None:
+        self.note_passes()
         for part in self.parts:
             part.grad = None
         self.drop_gradients()  # of earlier micro-batches, which no replay will go through any more
 
     def finish(self) -> None:
         """Hand the parts' gradient to DeepSpeed, and have it step: clip, update, and renew the model's weights."""
+        self.note_passes()
         if self.sizes:  # a plain method leaves all to DeepSpeed
             self._put_gradients()
         self.engine.step()
@@ -249,48 +249,3 @@ class Zero3Weights(ZeroWeights):
             used = min(max(parameter.ds_numel - rank * size, 0), size)
             tensor[start + used : start + size].zero_()
             start += size
-
-
-def weights_of(engine: Any) -> ZeroWeights:
-    """The weights of a ``DeepSpeedEngine``.
-
-    Raises:
-        ValueError: the update would not be exact, or the engine cannot train; the message says what to do instead.
-    """
-    check_config(engine.config)
-    _check_version()
-    kinds = _kinds()
-    zero = engine.optimizer
-    if type(zero).__name__ == "DeepSpeedZeRoOffload":
-        raise ValueError(USED_BEFORE)
-    if type(zero) not in kinds:
-        raise ValueError(f"sharpness-aware steps do not run under DeepSpeed's {type(zero).__name__}: {REMEDY}")
-    if engine.has_moe_layers:
-        raise ValueError(f"sharpness-aware steps do not run with DeepSpeed's mixture of experts: {REMEDY}")
-    if "muon" in type(zero.optimizer).__name__.lower():
-        raise ValueError(
-            "sharpness-aware steps do not run with DeepSpeed's Muon, which turns each gradient into a step as it is "
-            f"reduced: use another optimizer, or {REMEDY}"
-        )
-    if zero.torch_autocast_gradscaler is not None:
-        raise ValueError(
-            "sharpness-aware steps do not run with torch_autocast in float16 under DeepSpeed: use bfloat16 "
-            f"(torch_autocast: dtype: bfloat16), or {REMEDY}"
-        )
-    return kinds[type(zero)](engine)
-
-
-def _check_version() -> None:
-    version = metadata.version("deepspeed")
-    if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < OLDEST:
-        raise ValueError(
-            f"sharpness-aware steps do not run under DeepSpeed {version}, which has not been tried: install "
-            f"{'.'.join(map(str, OLDEST))} or newer, or {REMEDY}"
-        )
-
-
-def _kinds() -> dict[type, type[ZeroWeights]]:
-    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
-    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
-
-    return {DeepSpeedZeroOptimizer: Zero12Weights, DeepSpeedZeroOptimizer_Stage3: Zero3Weights}
