@@ -11,6 +11,7 @@ import hf_sharpness
 
 PACKAGE = Path(hf_sharpness.__file__).parent
 LAYERS = [
+    {"shards"},
     {"vectors"},
     {"methods"},
     {"engine"},

@@ -186,3 +186,11 @@ def test_a_norm_whose_squares_overflow(dtype: torch.dtype) -> None:
     assert not vectors.norm(a).isfinite()
     assert float(vectors.norm_of_large(a)) == pytest.approx(math.sqrt(3 + 4) * 2.0**100)
     assert not vectors.norm_of_large([torch.tensor([math.inf])]).isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_of_a_long_tensor_is_accurate(dtype: torch.dtype) -> None:
+    long_one = torch.randn(3_000_001, generator=torch.Generator().manual_seed(0)).to(dtype)
+    a = [torch.ones(3, dtype=dtype), long_one.view(1, -1), torch.ones(2, dtype=torch.float32)]
+    exact = math.sqrt(5 + float((long_one.double() ** 2).sum()))
+    assert float(vectors.norm(a)) == pytest.approx(exact, rel=5e-6)
