@@ -88,7 +88,7 @@ class Engine:
         self.optimizer = self.weights.optimizer
         self.method = method.resolved(adaptive_base=is_adaptive(self.optimizer))
         options = options or Options()
-        self._check(options.scope)
+        check_supported(self.method, model, self.optimizer, options.scope, self.weights.named())
         if autocast_dtype == torch.bfloat16:
             self.weights.find_weights_on_grid(began_on_grid)
         no_sync = no_sync or (lambda: gradients_unreduced(model))
@@ -105,9 +105,6 @@ class Engine:
             self.term.attach(self.weights)
         self._forget_step()
 
-    def _check(self, scope: str) -> None:
-        check_supported(self.method, self.model, self.optimizer, scope, self.weights.named())
-
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Make steps for another base optimizer from now on, if it is another one.
 
@@ -118,7 +115,8 @@ class Engine:
         if base is self.optimizer or not self.weights.gradients_are_visible:  # DeepSpeed keeps its own
             return
         self.optimizer = self.weights.optimizer = base
-        self._check(self.scope.name)
+        check_supported(self.method, self.model, base, self.scope.name, self.weights.named())
+        self.state.checked_steps.follow(base)
         if self.method.adds_after_step:
             self.term.attach(self.weights)
 
@@ -140,10 +138,7 @@ class Engine:
 
     @property
     def checks_overflow(self) -> bool:
-        """Whether every ascent looks first if its gradient is finite.
-
-        On an accelerator that is a host synchronisation, made only where a GradScaler will skip the step.
-        """
+        """Whether every ascent looks first if its gradient is finite: an accelerator waits for it (fp16 only)."""
         return self.loss_scale is not None or self.on_cpu
 
     @property
@@ -152,10 +147,7 @@ class Engine:
         return next(self.model.parameters()).device.type == "cpu"
 
     def begin(self) -> None:
-        """Start an optimizer step. What an interrupted one left behind is put back and dropped.
-
-        Where the optimizer has not stepped since the last one, the gradients in p.grad and their term count as well.
-        """
+        """Start an optimizer step; what an interrupted one left is put back. Gradients still there count too."""
         self._put_back()
 
     def start_epoch(self) -> None:

@@ -111,6 +111,29 @@ SLOW: dict[str, Callable[[], Case]] = {
         ),
         {"pixel_values": torch.randn(2, 3, 32, 32), "labels": torch.randint(0, 3, (2, 32, 32))},
     ),
+    "detr": lambda: (
+        made(
+            "DetrForObjectDetection",
+            "Detr",
+            use_timm_backbone=False,
+            use_pretrained_backbone=False,
+            backbone=None,
+            backbone_config=transformers.ResNetConfig(
+                embedding_size=8,
+                hidden_sizes=[8] * 4,
+                depths=[1] * 4,
+                layer_type="basic",
+                out_features=["stage4"],
+            ),
+            num_queries=5,
+            num_labels=3,
+            **{k: v for k, v in AUTOREGRESSIVE.items() if k not in ("max_position_embeddings",)},
+        ),
+        {
+            "pixel_values": torch.randn(2, 3, 64, 64),
+            "labels": [{"class_labels": CLASSES[:1], "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}] * 2,
+        },
+    ),
     "wav2vec2": lambda: (
         made(
             "Wav2Vec2ForSequenceClassification",
@@ -159,6 +182,8 @@ SLOW: dict[str, Callable[[], Case]] = {
 
 @pytest.mark.parametrize("family", [*FAST, *[pytest.param(name, marks=pytest.mark.slow) for name in SLOW]])
 def test_quiet(family: str) -> None:
+    if family == "detr":
+        pytest.importorskip("scipy")
     torch.manual_seed(0)
     model, batch = (FAST | SLOW)[family]()
     model.train()

@@ -29,6 +29,11 @@ class CheckedSteps:
         self.checked = 0
         self.hook = optimizer.register_step_post_hook(self._optimizer_stepped)
 
+    def follow(self, optimizer: Optimizer) -> None:
+        """Another base optimizer makes the steps from now on."""
+        self.hook.remove()
+        self.hook = optimizer.register_step_post_hook(self._optimizer_stepped)
+
     def close(self) -> None:
         """Take the hook off the optimizer."""
         self.hook.remove()

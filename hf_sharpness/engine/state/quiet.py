@@ -16,6 +16,7 @@ class QuietModules:
     Attributes:
         entries: their attributes with what those held.
         ids: their ids.
+        is_complete: whether the walk came to its end.
         others: modules that are not quiet, with their paths: where the next walk begins.
     """
 
@@ -25,6 +26,7 @@ class QuietModules:
 
     def clear(self) -> None:
         """Know none."""
+        self.is_complete = False
         self.entries: list[tuple[Names, Content]] = []
         self.ids: set[int] = set()
         self.modules: list[nn.Module] = []
@@ -49,9 +51,11 @@ class QuietModules:
 
     def are_unchanged(self) -> bool:
         """Whether all are as they were. Those that are not are never taken for quiet again."""
+        if not self.is_complete:
+            return False
         changed = [not _same(holder.target, content) for holder, content in self.entries]
         self.restless.update(id(module) for module, differs in zip(self.modules, changed, strict=True) if differs)
-        return bool(self.entries) and not any(changed) and not any(map(any, self.inner))
+        return not any(changed) and not any(map(any, self.inner))
 
 
 def changed_of(entries: list[tuple[Names, Content]]) -> list[tuple[Names, Content]]:

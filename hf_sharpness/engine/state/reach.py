@@ -60,7 +60,7 @@ def reach(
     walk = _Walk(is_weight, binds_weights, quiet)
     if quiet.are_unchanged():
         walk.seen |= quiet.ids
-        others, quiet.others = quiet.others, []
+        others, quiet.others, quiet.is_complete = quiet.others, [], False
         for module, path in others:
             walk.put(module, path)
     else:
@@ -74,6 +74,7 @@ def reach(
     for variables, names in walk.variables.values():
         names = [name for name in names if not isinstance(variables[name], bounds.NO_VARIABLES)]
         walk.reached.holders.append(SomeNames(variables, names))
+    quiet.is_complete = True
     return walk.reached
 
 
