@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from models import Net, classification, steps_of
+from models import Record as Seen
 from reference import BASES, Record, Spec, by_name, linear_schedule, reference_run
 
 ITEMS = classification(64)
@@ -124,13 +125,14 @@ def test_total_flos_count_every_pass_and_tokens_once(arguments: dict[str, Any], 
 )
 def test_when_alpha_is_searched(refresh: str | int, expected: list[int], train: Any) -> None:
     """Seen by the forward passes without gradient."""
-    probes: list[int] = []
+    record = Seen()  # no pass takes back what another noted there
+    probes: list[int] = record.items
     step = 0
 
     class Probed(Net):
         def features(self, x: torch.Tensor) -> torch.Tensor:
             if self.training and not torch.is_grad_enabled():
-                probes.append(step)
+                record.items.append(step)
             return super().features(x)
 
     from transformers import TrainerCallback
