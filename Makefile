@@ -12,6 +12,7 @@ demo: $(DEMO_ENV)/.ready
 test: $(TEST_ENV)/.ready
 	$(TEST_ENV)/bin/ruff check .
 	$(TEST_ENV)/bin/ruff format --check .
+	$(TEST_ENV)/bin/mypy
 	$(TEST_ENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-all: $(TEST_ENV)/.ready

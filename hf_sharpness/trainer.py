@@ -12,7 +12,7 @@ import contextlib
 import copy
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
@@ -30,6 +30,7 @@ from .training import card, kept
 from .training.averages import Averages
 from .training.callback import SharpnessCallback, at_epoch_boundary
 from .training.launch import warn_of_lone_processes
+from .training.mixin_base import MixinBase
 from .training.outermost import unwrapped, wrap_outermost
 from .training.replay import state_of
 from .training.steps import Steps
@@ -41,13 +42,7 @@ LOGGED = ("perturbed_loss", "sharpness", "ascent_grad_norm", "perturbation_norm"
 """Logged for every method, beside what the method measures of its own."""
 
 
-if TYPE_CHECKING:
-    _Base = transformers.Trainer
-else:  # it is mixed into a Trainer, here or by the user
-    _Base = object
-
-
-class _SharpnessTrainer(_Base):
+class _SharpnessTrainer(MixinBase):
     """What ``SharpnessTrainerMixin`` and this package's Trainers have in common, which is all of it.
 
     A base of its own for the reason that ``_SharpnessArguments`` is one.
@@ -83,7 +78,7 @@ class _SharpnessTrainer(_Base):
         return getattr(self.args, "uses_sharpness", False)
 
     @staticmethod
-    def get_optimizer_cls_and_kwargs(args: Any, model: nn.Module | None = None) -> tuple[Any, Any]:
+    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
         """transformers' own, of ``base_optim`` where ``optim`` is a sharpness-aware method."""
         if getattr(args, "uses_sharpness", False):
             args, base_optim = copy.copy(args), args.base_optim
@@ -107,7 +102,7 @@ class _SharpnessTrainer(_Base):
         self._resumed_from = None
         if self.uses_sharpness or kwargs.get("trial") is not None:  # a search may set `optim` yet
             callback = SharpnessCallback()
-            callback.attach(self)
+            callback.attach(self)  # type: ignore[arg-type]
             self.add_callback(callback)
         wrap_outermost(self, self._outermost_step)
         try:
@@ -122,7 +117,7 @@ class _SharpnessTrainer(_Base):
             engine.close()
         accelerator = getattr(self, "accelerator", None)
         deferred = getattr(accelerator, "deepspeed_engine_wrapped", None)
-        if isinstance(deferred, DeferredStep):
+        if accelerator is not None and isinstance(deferred, DeferredStep):
             accelerator.deepspeed_engine_wrapped = deferred.wrapper
 
     def _start_sharpness(self) -> bool:
@@ -188,7 +183,7 @@ class _SharpnessTrainer(_Base):
         self._first_epoch_has_begun = True
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, SharpnessCallback):
-                callback.attach(self)
+                callback.attach(self)  # type: ignore[arg-type]
 
     def _gradients_unreduced(self) -> AbstractContextManager[None]:
         return gradients_unreduced(self.model_wrapped)
@@ -213,13 +208,13 @@ class _SharpnessTrainer(_Base):
         return self._steps.inner(lambda inputs: plain_step(model, inputs, *args, **kwargs), inputs)
 
     def _on_epoch_begin(self) -> None:
-        if self._first_epoch_has_begun:
+        if self._first_epoch_has_begun and self._engine is not None:
             self._engine.start_epoch()
         self._first_epoch_has_begun = True
 
     def _on_optimizer_step(self) -> dict[str, Any]:
         """Called after ``optimizer.step()``, also when a GradScaler skipped it. Returns the method's state to save."""
-        if self._steps is None or not self._steps.gradient_is_ready:
+        if self._engine is None or self._steps is None or not self._steps.gradient_is_ready:
             raise RuntimeError(
                 f"optim={self.args.optim!r} had no effect: the training loop of {type(self).__name__} does not call "
                 "training_step, where sharpness-aware steps are made: have it call training_step, or use SAM, WSAM or "

@@ -12,8 +12,8 @@ used in this module only, and ``tests/test_vectors.py`` fails if a function move
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,11 @@ from .shards import local as local
 from .shards import placement as placement
 from .shards import shaped_like as shaped_like
 from .shards import shard_of as shard_of
+
+
+def gradients(params: Iterable[Tensor]) -> Vector:
+    """p.grad of parameters that all have one, local as ``local`` has it."""
+    return local([cast(Tensor, p.grad) for p in params])
 
 
 def clone(vector: Vector) -> Vector:

@@ -52,7 +52,7 @@ class AfterStep:
         self.lost: Tensor | bool = False
         self.steps: list[tuple[Tensor, Tensor]] = []
         size = self._norm(list(terms.values()), params)
-        gradients = vectors.local([p.grad for p in params])
+        gradients = vectors.gradients(params)
         next((g for g in gradients if g.numel()), size).add_(size * 0)  # a rank's shard may be empty
         vectors.copy_([scratch[p] for p in params], gradients)
 
@@ -91,7 +91,7 @@ class AfterStep:
         self.factor, lost = follow_(
             [self.terms[p] for p in self.params],
             [self.scratch[p] for p in self.params],
-            vectors.local([p.grad for p in self.params]),
+            vectors.gradients(self.params),
             lambda vector: self._norm(vector, self.params),
             default=self.factor,
             limit=LARGEST / unscaled_by,

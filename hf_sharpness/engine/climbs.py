@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -138,13 +139,14 @@ class Climbs(Facts):
     # The gradient.
 
     def gradient(self) -> Vector:
+        parameter: Any
         for parameter in self.params:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             elif vectors.is_sharded(parameter) and parameter.grad.placements != parameter.placements:
                 # Tensor parallel: an embedding's gradient comes as partial sums.
                 parameter.grad = parameter.grad.redistribute(placements=parameter.placements)
-        return vectors.local([p.grad for p in self.params])
+        return vectors.gradients(self.params)
 
     def take_gradient(self) -> Vector:
         gradient = self.gradient()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -45,7 +47,7 @@ class Directions:
         seed = self._seed(params[0].device)
         pieces = []
         for piece, member in zip(memory.pieces, memory.members, strict=True):
-            parameter = params[member]
+            parameter: Any = params[member]
             noise = Noise(seed, number, self.draws, memory.in_use[member], self.weights.part_index())
             if vectors.is_sharded(parameter):
                 whole = noise.normal(parameter.shape, parameter.dtype, piece.device)

@@ -164,7 +164,7 @@ class Passes(Climbs):
         known = {id(p) for p in self.params}
         new = [p for p in self.trainable if p.grad is not None and id(p) not in known]
         for parameter in new:
-            if parameter.grad.layout != torch.strided:
+            if parameter.grad is not None and parameter.grad.layout != torch.strided:
                 raise ValueError(
                     f"a parameter of shape {tuple(parameter.shape)} has a sparse gradient, which sharpness-aware steps "
                     "do not support: use nn.Embedding(..., sparse=False)"
@@ -197,12 +197,13 @@ class Passes(Climbs):
             self.scope.has_to_average = True  # what waits is this rank's own, and is not there to be reduced
         for parameter in self.trainable if not accumulate else ():
             parameter.grad = None
-        for parameter, _ in self.bystanders:
-            parameter.grad = None
-        added_to = vectors.local([p.grad for p in self.params]) if accumulate and not aside else []
+        for bystander, _ in self.bystanders:
+            bystander.grad = None
+        added_to = vectors.gradients(self.params) if accumulate and not aside else []
         if added_to:
             self.turn_gradient()
-        doubted = self.repetition is not None and self.repetition.gradient is not None
+        repetition = self.repetition
+        doubted = repetition is not None and repetition.gradient is not None
         there = vectors.clone(self.gradient()) if doubted and accumulate and not aside else []
         self.weights.before_replay()
         self.scope.before_replay()
@@ -213,8 +214,8 @@ class Passes(Climbs):
             self._check_accumulated(added_to)
         self._activate()
         self.turn_gradient()
-        if doubted:
-            self.repetition.replayed(self, there)
+        if repetition is not None and doubted:
+            repetition.replayed(self, there)
         waiting.add_back()
 
     def _check_accumulated(self, added_to: Vector) -> None:
@@ -245,7 +246,7 @@ class Passes(Climbs):
         """The loss of a pass without gradients; None if it turns out to be made from derivatives."""
         mode = self.skip_backward = SkipBackward(self.trainable)
         torch.set_grad_enabled(False)  # restore() turns it on again, wherever an interrupt comes
-        loss = None
+        loss: Tensor | None = None
         try:
             with mode:
                 loss = self._pass(reduce=True)
@@ -254,7 +255,7 @@ class Passes(Climbs):
                 raise
         self._end_probe()
         self.habits.need_derivatives |= mode.incomplete
-        return None if mode.incomplete else self._descended(loss, mode)
+        return None if mode.incomplete or loss is None else self._descended(loss, mode)
 
     def _descended(self, returned: Tensor, mode: SkipBackward) -> Tensor:
         """What is descended: the sum of all that was differentiated, of which a closure may return a part."""

@@ -152,7 +152,7 @@ class Scope:
         for parameter in params:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        average_over_ranks_([p.grad for p in params], group)
+        average_over_ranks_(vectors.gradients(params), group)
         if not self.adds_after_step:
             return terms
         terms = {p: terms.get(p, torch.zeros_like(p)) for p in params}

@@ -99,9 +99,10 @@ class Usage:
         if not self.engine.weights.have_gradient() and any(True for _ in unreduced_gradients(self.engine.model)):
             raise RuntimeError(UNREDUCED)
         number = len(self.idle)
-        if number > 1 and len(self.factors) == number and None not in self.factors:
+        factors = [factor for factor in self.factors if factor is not None]
+        if number > 1 and len(factors) == len(self.factors) == number:
             scale = 1.0 if self.scale is None else float(self.scale())
-            if all(math.isclose(factor, scale, rel_tol=1e-5) for factor in self.factors):
+            if all(math.isclose(factor, scale, rel_tol=1e-5) for factor in factors):
                 warnings.warn(UNSCALED.format(number=number), stacklevel=4)
 
 

@@ -13,9 +13,8 @@ from .overridable import make_backward_overridable
 
 make_backward_overridable()
 BACKWARD = (torch.Tensor.backward, torch.autograd.backward)
-_GET = torch.Tensor.grad.__get__  # type: ignore[attr-defined]
-_SET = torch.Tensor.grad.__set__  # type: ignore[attr-defined]
-_DELETE = torch.Tensor.grad.__delete__  # type: ignore[attr-defined]
+_GRAD: Any = torch.Tensor.grad  # a descriptor
+_GET, _SET, _DELETE = _GRAD.__get__, _GRAD.__set__, _GRAD.__delete__
 _ZERO = (torch.Tensor.zero_, torch.zero_, torch._foreach_zero_)
 
 
@@ -134,7 +133,8 @@ def factor_on_mean(node: Any) -> float | None:
             return factor if getattr(node, "_saved_reduction", None) == 1 else None  # torch's number for "mean"
         if name.startswith("AddBackward"):
             factors = {factor_on_mean(n) for n in following if n is not None}
-            return factor * factors.pop() if len(factors) == 1 and None not in factors else None
+            inner = factors.pop() if len(factors) == 1 else None
+            return None if inner is None else factor * inner
         if name.startswith(("DivBackward", "MulBackward")):
             other = _number(node, "_saved_other") if following[0] is not None else _number(node, "_saved_self")
             if other is None or sum(n is not None for n in following) != 1:

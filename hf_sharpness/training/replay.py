@@ -52,7 +52,7 @@ class FirstPass:
         self.inputs = inputs
         self.whole = whole
         self.accelerate = AccelerateState(trainer.accelerator)
-        self.prepare: Prepare | None = trainer._prepare_inputs
+        self.prepare: Any = trainer._prepare_inputs
         if getattr(self.prepare, "__func__", None) is stock_prepare:
             self.prepare = None
         self.prepared: list[_Prepared | _Again] = []
@@ -172,7 +172,8 @@ def copied(inputs: Any, device: torch.device | None = None) -> Any:
                 result[key] = copy_of(value)
             return result
         if isinstance(data, Mapping):
-            return type(data)({key: copy_of(value) for key, value in data.items()})
+            make: Any = type(data)
+            return make({key: copy_of(value) for key, value in data.items()})
         if isinstance(data, (list, tuple)):
             make = getattr(data, "_make", type(data))  # a named tuple's
             return make(copy_of(value) for value in data)

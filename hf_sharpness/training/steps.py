@@ -41,7 +41,7 @@ class Steps:
         replaying: a pass is under way that is not the first of its micro-batch.
     """
 
-    def __init__(self, trainer: Any, engine: Engine, inner: Step, stock: type) -> None:
+    def __init__(self, trainer: Any, engine: Engine, inner: Step, stock: Any) -> None:
         self.trainer = trainer
         self.engine = engine
         self.inner_function = inner
@@ -173,6 +173,7 @@ class Steps:
         self.whole = True
         self.engine.habits.allow_for_whole_steps()
         self.engine.abort()
+        assert self.before is not None
         self.before.restore()
         self.replaying = True  # what the first attempt has logged is not logged again
         try:

@@ -6,8 +6,8 @@ import enum
 import functools
 import types
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 import torch.utils.data
@@ -16,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .code import is_own
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 ATOMS = {
     *(int, float, complex, bool, str, bytes, type(None), type(Ellipsis), type(NotImplemented), range, slice, type),
@@ -70,13 +72,19 @@ def label(key: Any) -> str | int:
     return key if type(key) in (str, int) else type(key).__name__
 
 
-@functools.lru_cache(maxsize=4096)
+def of_a_type(function: _Function) -> _Function:
+    """Remember a function's result for each type that it is called with."""
+    remembered: Any = functools.lru_cache(maxsize=4096)(function)
+    return remembered
+
+
+@of_a_type
 def own_classes(kind: type) -> list[type]:
     """Those of a class's bases, itself included, that the user has written."""
     return [base for base in kind.__mro__ if is_own(module_of(base))]
 
 
-@functools.lru_cache(maxsize=4096)
+@of_a_type
 def slots_of(kind: type) -> Mapping[str, types.MemberDescriptorType]:
     """The slots of a class and its bases."""
     found: dict[str, types.MemberDescriptorType] = {}

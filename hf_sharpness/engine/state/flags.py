@@ -27,7 +27,9 @@ class Flags(LeftAlone):
         self.changed: dict[int, set[Any]] = {}
         self.set_once: set[int] = set()
         for holder, content in before:
-            changes = holder.changes(content) if isinstance(holder, Names) else []
+            if not isinstance(holder, Names):
+                continue
+            changes = holder.changes(content)
             flags = [name for name, value, current in changes if _is_flag(value, current)]
             if flags:
                 key = id(holder.target)

@@ -50,11 +50,13 @@ class OwnGenerator:
 
     def __init__(self, generator: Any) -> None:
         self.generator = generator
-        self.state = _access(type(generator))[0](generator)
+        access: Any = _access(type(generator))
+        self.state = access[0](generator)
 
     def restore(self) -> None:
         """Set the generator back to this state."""
-        _access(type(self.generator))[1](self.generator, self.state)
+        access: Any = _access(type(self.generator))
+        access[1](self.generator, self.state)
 
 
 def is_generator(kind: type) -> bool:

@@ -186,13 +186,14 @@ class Elements(Holder):
     __slots__ = ()
 
     def take(self) -> Content:
-        kind = self._kind()
+        kind: Any = self._kind()
         if kind is list and list.__len__(self.target) > LONGEST:
             return list.__len__(self.target), ()
         return list(kind.__iter__(self.target))
 
     def put(self, content: Content, left_alone: LeftAlone) -> None:
-        kind, target = self._kind(), self.target
+        kind: Any = self._kind()
+        target = self.target
         if type(content) is tuple:
             self._put_end(*content)
             return

@@ -72,8 +72,8 @@ def reach(
     for visit, value, path in walk.queue:  # grows meanwhile; holds on to every object, so that no id is used twice
         visit(walk, value, path)
     for variables, names in walk.variables.values():
-        names = [name for name in names if not isinstance(variables[name], bounds.NO_VARIABLES)]
-        walk.reached.holders.append(SomeNames(variables, names))
+        kept = [name for name in names if not isinstance(variables[name], bounds.NO_VARIABLES)]
+        walk.reached.holders.append(SomeNames(variables, kept))
     quiet.is_complete = True
     return walk.reached
 
@@ -248,7 +248,7 @@ class _Walk:
                 self.put(variables[name], (path, name))
 
 
-@functools.lru_cache(maxsize=4096)
+@bounds.of_a_type
 def _visit(kind: type) -> Callable[..., None] | None:
     """How objects of a type are walked, None if not."""
     numpy = sys.modules.get("numpy")

@@ -76,7 +76,8 @@ class Watched:
         _, first, after = self.region
         if storage.nbytes() < after:  # freed or shrunk since
             storage.resize_(after)
-        return torch.empty(0, dtype=torch.uint8, device=self.alias.device).set_(storage, first, (after - first,))
+        empty: Any = torch.empty(0, dtype=torch.uint8, device=self.alias.device)
+        return empty.set_(storage, first, (after - first,))
 
     def bind(self) -> None:
         """Bind the tensor to the memory and the sizes that it had."""
