@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import classification, steps_of
+from models import Record, classification, steps_of
 from reference import BASES, Spec, by_name
 from torch import nn
 from torch.nn import functional as F
@@ -35,12 +35,15 @@ HALF = [Spec(spec.name, spec.method, spec.settings | {"rho": 0.05}) for spec in 
 def visited(spec: Spec, dtype: torch.dtype, plain: Any) -> list[torch.Tensor]:
     """The weights at which the forward passes of one step were made."""
     model = Wide().to(dtype)
-    seen: list[torch.Tensor] = []
-    hook = lambda *_: seen.append(nn.utils.parameters_to_vector(model.parameters()).detach().float())  # noqa: E731
+    record = Record()  # no pass takes back what another noted there
+
+    def hook(*_: Any) -> None:
+        record.items.append(nn.utils.parameters_to_vector(model.parameters()).detach().float())
+
     model.register_forward_pre_hook(hook)
     optimizer = BASES[0].torch(model.parameters())
     plain(model, steps_of(classification(8, dtype), 8), optimizer, spec.ours(model, optimizer))
-    return seen
+    return record.items
 
 
 def realised(spec: Spec, dtype: torch.dtype, plain: Any) -> float:
@@ -111,7 +114,11 @@ class Probed(Wide):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[torch.Tensor] = []
+        self.record = Record()
+
+    @property
+    def seen(self) -> list[torch.Tensor]:
+        return self.record.items
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         self.seen.append(torch.cat([p.detach().bfloat16().double().reshape(-1) for p in self.parameters()]))

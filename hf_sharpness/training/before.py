@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from ..engine import Engine
+from ..engine.state.paths import Path
+from ..engine.state.tensors import Tensors
 from .counters import ChangedByOthers
 from .replay import copied
 
@@ -41,8 +45,12 @@ class BeforeStep:
         """All of it as it was."""
         own = vars(self.trainer)
         of_the_loop = {name: own[name] for name in self.counters.names if name in own}
+        # The loop adds to some of its tensors in place (transformers' _tr_loss), and the state puts back contents.
+        found: list[tuple[Path, Tensor]] = [((None, n), v) for n, v in of_the_loop.items() if isinstance(v, Tensor)]
+        contents = Tensors(found, {path for path, _ in found}, large=True, on_weights=lambda region: False)
         self.state.restore()
         own.update(of_the_loop)
+        contents.restore()
         vars(self.engine.method).clear()
         vars(self.engine.method).update(self.method)
         self.engine.course.progress.steps_made = self.steps_made

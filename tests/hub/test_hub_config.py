@@ -23,6 +23,7 @@ OTHER = {
     "sam_adaptive": True,
     "sam_steps": 3,
     "sam_scope": "device",
+    "sam_check": "error",
     "wsam_mode": "coupled",
     "wsam_gamma": 0.7,
 }
@@ -107,7 +108,7 @@ def test_what_they_amount_to_is_not_read(comment: Any, tmp_path: Path) -> None:
 )
 def test_a_config_has_the_keys_of_its_method(optim: str, keys: list[str], tmp_path: Path) -> None:
     path = SharpnessArguments(optim=optim, xsam_refresh=9, wsam_gamma=0.1).save_pretrained(tmp_path)
-    assert list(json.loads(path.read_text()))[3:] == ["optim", "base_optim", *keys, "sam_scope"]
+    assert list(json.loads(path.read_text()))[3:] == ["optim", "base_optim", *keys, "sam_scope", "sam_check"]
 
 
 def test_a_config_with_the_keys_of_all_methods(tmp_path: Path) -> None:

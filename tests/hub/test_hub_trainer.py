@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from tiny import ITEMS, classifier
+from tiny_classifier import ITEMS, classifier
 
 import hf_sharpness
 from hf_sharpness.methods import METHODS

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from models import Record
 from reference import BASES, Spec
 from torch import Tensor, nn
 
@@ -28,11 +29,11 @@ class Step:
         self.model = Point(*weights)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0)
         self.method = Spec("", method, settings).ours(self.model, self.optimizer)
-        self.probed: list[float] = []
+        self.record = Record()  # no pass takes back what another noted there
 
         def closure() -> Tensor:
             value = loss(self.model.w)
-            self.probed.append(value.item())
+            self.record.items.append(value.item())
             if torch.is_grad_enabled():
                 value.backward()
             return value
@@ -42,6 +43,10 @@ class Step:
         self.before = self.model.w.detach().clone()
         self.optimizer.step()
         self.moved = self.before - self.model.w.detach()
+
+    @property
+    def probed(self) -> list[float]:
+        return self.record.items
 
 
 def close(actual: Any, *expected: float) -> None:
@@ -172,27 +177,27 @@ def test_search_costs_one_forward_per_grid_point() -> None:
 
 def test_search_needs_no_graph() -> None:
     """Two passes with gradient, every probe without."""
-    modes: list[bool] = []
+    record = Record()
 
     def watched(w: Tensor) -> Tensor:
-        modes.append(torch.is_grad_enabled())
+        record.items.append(torch.is_grad_enabled())
         return bowl(w)
 
     Step("xsam", watched, (1.0, 0.3), rho=0.2)
-    assert modes == [True] * 2 + [False] * 21
+    assert record.items == [True] * 2 + [False] * 21
 
 
 def test_search_reaches_rho_max() -> None:
     """Probes lie on the circle of radius rho_max (2 rho unless told) around the weights."""
     for settings, radius in (({}, 0.4), ({"rho_max": 0.7}, 0.7)):
-        distances: list[float] = []
+        record = Record()
 
-        def watched(w: Tensor, distances: list[float] = distances) -> Tensor:
-            distances.append((w.detach() - torch.tensor([1.0, 0.3], dtype=w.dtype)).norm().item())
+        def watched(w: Tensor, record: Record = record) -> Tensor:
+            record.items.append((w.detach() - torch.tensor([1.0, 0.3], dtype=w.dtype)).norm().item())
             return bowl(w)
 
         Step("xsam", watched, (1.0, 0.3), rho=0.2, **settings)
-        close(distances, 0.0, 0.2, *[radius] * 21)
+        close(record.items, 0.0, 0.2, *[radius] * 21)
 
 
 @pytest.mark.parametrize(("refresh", "expected"), [("epoch", [0, 6]), (3, [0, 3, 6, 9]), (1, list(range(10)))], ids=str)
@@ -201,11 +206,10 @@ def test_refresh(refresh: str | int, expected: list[int]) -> None:
     model = Point(1.0, 0.3)
     optimizer = BASES[0].torch(model.parameters())
     method = Spec("", "xsam", {"rho": 0.2, "refresh": refresh}).ours(model, optimizer)
-    calls = 0
+    record = Record()
 
     def closure() -> Tensor:
-        nonlocal calls
-        calls += 1
+        record.forwards += 1
         loss = bowl(model.w)
         if torch.is_grad_enabled():
             loss.backward()
@@ -215,9 +219,9 @@ def test_refresh(refresh: str | int, expected: list[int]) -> None:
     for step in range(10):
         if step == 6 and refresh == "epoch":
             method.start_epoch()
-        calls = 0
+        record.forwards = 0
         method.backward(closure)
-        if calls > 2:
+        if record.forwards > 2:
             searches.append(step)
         optimizer.step()
         optimizer.zero_grad()

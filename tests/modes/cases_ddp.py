@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from launch import case
-from models import Batch, Net, Saboteur, classification, collate
+from models import Batch, Net, Record, Saboteur, classification, collate
 from reference import Base
 from specs_of_modes import BASE, MAX_NORM, METHODS, SCOPED, Branching, named, rank_batches, without_decay
 from torch import nn
@@ -250,6 +250,15 @@ def fsdp2_faults(directory: Path, name: str) -> list[bool]:
             step(model, optimizer, method, batches)
         except RuntimeError as error:
             clean.append(str(error) == "boom" and torch.equal(whole(model), before))
+            print(
+                "DBG",
+                number,
+                bad if False else start,
+                model.middle.forwards,
+                repr(error)[:600],
+                torch.equal(whole(model), before),
+                file=open("/tmp/dbg%d_%s" % (rank(), name), "a"),
+            )
         optimizer.zero_grad()
     return clean
 
@@ -261,12 +270,12 @@ def fsdp2_memory(directory: Path, name: str) -> float:
     model.last = nn.Linear(8, 5000, dtype=torch.float64)  # dwarfs the activations
     fully_shard(model, reshard_after_forward=True)
     shard = sum(p.to_local().numel() * 8 for p in model.parameters())
-    alive: list[int] = []
+    seen = Record()
 
     def count(*args: Any) -> None:
-        if len(alive) < 2:
+        if len(seen.items) < 2:
             storages = [t.untyped_storage() for t in gc.get_objects() if type(t) is torch.Tensor]
-            alive.append(sum({s.data_ptr(): s.nbytes() for s in storages if s.nbytes() > 20_000}.values()))
+            seen.items.append(sum({s.data_ptr(): s.nbytes() for s in storages if s.nbytes() > 20_000}.values()))
 
     optimizer = BASE.torch(model.parameters())
     method = named(name).ours(model, optimizer)
@@ -274,7 +283,7 @@ def fsdp2_memory(directory: Path, name: str) -> float:
     step(model, optimizer, method, first)
     model.register_forward_pre_hook(count, prepend=True)
     step(model, optimizer, method, second)
-    return (alive[1] - alive[0]) / shard
+    return (seen.items[1] - seen.items[0]) / shard
 
 
 @case(*[spec.name for spec in METHODS])

@@ -105,7 +105,7 @@ def trainer_collectives(directory: Path, name: str) -> int:
     if name == "stock":
         trained(directory, Net().double(), classification(80), transformers, **quiet)
     else:
-        trained(directory, Net().double(), classification(80), **named(name).arguments(), **quiet)
+        trained(directory, Net().double(), classification(80), **named(name).arguments(), sam_check="off", **quiet)
     return collectives() - before
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 from launch import environment, run_bounded
-from models import Net, Saboteur, classification, steps_of
+from models import Net, Record, Saboteur, classification, steps_of
 from reference import Spec, flat
 from safetensors.torch import load_file
 from specs_of_modes import BASE, DEEP, METHODS, scoped, without_decay
@@ -279,12 +279,20 @@ class Saving:
 
     def __init__(self, at: set[int], folder: Path, how: str):
         self.at, self.folder, self.how = at, folder, how
-        self.forwards, self.folders, self.trainer = 0, [], None
+        self.record, self.trainer = Record(), None
+
+    @property
+    def forwards(self) -> int:
+        return self.record.forwards
+
+    @property
+    def folders(self) -> list[Path]:
+        return self.record.items
 
     def __call__(self, module: nn.Module, *args: Any) -> None:
         if not module.training:
             return
-        self.forwards += 1
+        self.record.forwards += 1
         if self.forwards in self.at:
             if self.how == "save_model":
                 self.folders.append(self.folder / str(self.forwards))
@@ -332,9 +340,9 @@ def test_a_save_in_the_middle_of_a_pass(spec: Spec, how: str, train: Any, tmp_pa
             def __call__(self, module: nn.Module, *args: Any, saving: Saving = saving) -> None:
                 saving.trainer = self.trainer
                 if module.training:
-                    self.forwards += 1
+                    self.record.forwards += 1
                     if self.forwards in self.at:
-                        saving.forwards = self.forwards - 1
+                        saving.record.forwards = self.forwards - 1
                         os.kill(os.getpid(), signal.SIGTERM)
 
         earlier = signal.signal(signal.SIGTERM, handler)

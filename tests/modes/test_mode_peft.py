@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from models import Batch
+from models import Batch, Record
 from reference import Spec, reference_run
 from specs_of_modes import BASE, MAX_NORM, METHODS, without_decay
 from torch import Tensor, nn
@@ -51,10 +51,11 @@ def test_only_adapters_climb(spec: Spec, train: Any) -> None:
     """The update of the adapters is the float64 reference's, whose weights are the adapters alone."""
     model = with_adapters(llama()).double()
     untouched = base_weights(model)
-    seen: list[bool] = []
+    record = Record()  # no pass takes back what another noted there
+    seen: list[bool] = record.items
 
     def look(module: nn.Module, *args: Any) -> None:
-        seen.append(all(torch.equal(a, b) for a, b in zip(base_weights(module), untouched, strict=True)))
+        record.items.append(all(torch.equal(a, b) for a, b in zip(base_weights(module), untouched, strict=True)))
 
     import hf_sharpness
 
@@ -81,16 +82,18 @@ EXTRA = {"sam": 1, "wsam-coupled": 2, "wsam-decoupled": 2, "xsam": 2}
 @pytest.mark.shows(mode="PEFT (LoRA): memory overhead is the adapter's", result="exact")
 def test_memory_is_the_adapters(spec: Spec) -> None:
     """All tensors alive at the start of the replay, over those at the start of the first pass."""
+    gc.collect()  # what other tests left is not to go in between
     model = with_adapters(llama(width=256))
     adapters = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
     base = sum(p.numel() * 4 for p in model.parameters() if not p.requires_grad)
     assert base > 20 * adapters
-    alive: list[int] = []
+    record = Record()  # no pass takes back what another noted there
+    alive: list[int] = record.items
 
     def count(*args: Any) -> None:
-        if len(alive) < 2:
+        if len(record.items) < 2:
             storages = [t.untyped_storage() for t in gc.get_objects() if isinstance(t, Tensor)]
-            alive.append(sum({s.data_ptr(): s.nbytes() for s in storages if s.nbytes() >= 4096}.values()))
+            record.items.append(sum({s.data_ptr(): s.nbytes() for s in storages if s.nbytes() >= 4096}.values()))
 
     optimizer = BASE.torch([p for p in model.parameters() if p.requires_grad])
     method = spec.ours(model, optimizer)

@@ -157,6 +157,8 @@ class State:
 
     def include(self, module: nn.Module) -> None:
         """A first pass is about to call a module outside the model: if no walk comes to it, it is a root of its own."""
+        if not self.before:
+            return
         now = self.before[-1]
         if id(module) not in self.quiet.ids and not any(h.target is module.__dict__ for h, _ in now.contents):
             self.met.append(weakref.ref(module))
