@@ -96,7 +96,7 @@ def test_fsdp2_overflow_on_one_rank(spec: Spec, where: str, ranks: Launcher) -> 
 @by_method
 @pytest.mark.shows(mode="FSDP2, exception in any forward", result="clean")
 def test_fsdp2_faults(spec: Spec, ranks: Launcher) -> None:
-    """In every micro-batch of both passes and of the check's. (Gradients that earlier micro-batches left unreduced stay in FSDP2, with
+    """In every micro-batch of both passes and the check. (Gradients of earlier micro-batches stay in FSDP2, with
     a stock loop too.)"""
     for clean in ranks("cases_ddp")[f"fsdp2_faults-{spec}"]:
         assert clean == [True] * 6
