@@ -21,7 +21,8 @@ _REPLACED = {
 }
 """Module of transformers -> the class it defines, and where the class of the same name is that takes its place."""
 
-_WATCHED = {"transformers", *_REPLACED, *(home for _, home in _REPLACED.values())}
+_WATCHED = {"transformers", *_REPLACED}
+_PACKAGE = __name__.partition(".")[0] + "."
 
 
 def install() -> None:
@@ -43,7 +44,8 @@ def install() -> None:
 class _Watch:
     """An import hook: once the outermost import of a watched module is done, puts the classes in place.
 
-    Not before: transformers' classes derive from each other, and this package's from them.
+    Not before: transformers' classes derive from each other, and this package's from them; and whichever module of this
+    package is imported first, all that it needs is there before the classes are asked for.
 
     Attributes:
         depth: how many imports of watched modules are under way, each within the one before.
@@ -58,7 +60,7 @@ class _Watch:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name not in _WATCHED:
+        if name not in _WATCHED and not name.startswith(_PACKAGE):
             return None
         others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
         spec = next((spec for finder in others if (spec := finder.find_spec(name, path, target)) is not None), None)

@@ -12,6 +12,7 @@ Process = Callable[..., Finished]
 RUN = ("-m", "hf_sharpness.run")
 FIRST = [
     "",
+    "hf_sharpness.argument_definitions",
     *(
         pytest.param(name, marks=pytest.mark.slow)
         for name in (

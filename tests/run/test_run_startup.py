@@ -153,8 +153,10 @@ def test_oldest_transformers() -> None:
 )
 def test_pythonpath(before: str | None, after: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No empty entry is made, and our own is there once."""
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    if before is not None:
+    monkeypatch.setenv("PYTHONPATH", "")  # put back at the end even where there is none: `delenv` alone notes nothing
+    if before is None:
+        monkeypatch.delenv("PYTHONPATH")
+    else:
         monkeypatch.setenv("PYTHONPATH", before.format(startup=STARTUP).replace(":", os.pathsep))
     environment.prepare({})
     assert os.environ["PYTHONPATH"] == after.format(startup=STARTUP).replace(":", os.pathsep)
