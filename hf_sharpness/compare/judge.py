@@ -229,7 +229,15 @@ def _sentence(
         shown = f"{_count(seeds)} seeds cannot show anything here, {_count(needed)} could"
     else:
         shown = f"{_count(seeds)} seeds would have shown {unit.text(limit, signed=False)}"
-    return f"{name} {UNDECIDED}: {gain}; {shown}"
+    return f"{name} {UNDECIDED}: {gain}{_below_throughout(plan, pairs)}; {shown}"
+
+
+def _below_throughout(plan: Plan, pairs: list[Pair]) -> str:
+    """The base arms that were better with every seed: a count, which no correction over base arms needs to bear."""
+    better = [base_title(plan, pair.base) for pair in pairs if np.all(pair.seeds < 0)]
+    if not better or len(pairs[0].seeds) < 2:
+        return ""
+    return f"; below {' and '.join(better)} with every seed"
 
 
 def _p(p: float) -> str:

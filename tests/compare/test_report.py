@@ -71,8 +71,12 @@ def test_the_sentence_says_what_the_numbers_say(tmp_path):
 def test_a_base_arm_that_is_better_leaves_it_undecided(tmp_path):
     plan = a_plan("sam")
     study = results.write(tmp_path, plan, finished(plan, averaged=8), "x")
-    assert study.judgements[0].decision.verdict == "undecided"
-    assert "eight seeds would have shown" in study.judgements[0].sentence
+    (item,) = study.judgements
+    assert item.decision.verdict == "undecided"
+    assert "; eight seeds would have shown" in item.sentence
+    below = [pair.base for pair in item.pairs if (pair.seeds < 0).all()]
+    assert below == ["averaged"]
+    assert "; below averaged AdamW with every seed;" in item.sentence
 
 
 def test_a_metric_that_is_no_number_gets_no_verdict(tmp_path):
