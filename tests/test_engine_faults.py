@@ -76,8 +76,8 @@ CASES = [
 
 @pytest.mark.parametrize(("spec", "place", "accumulation"), CASES)
 def test_weights_survive_an_exception_anywhere(spec: Spec, place: str, accumulation: int, plain: Any) -> None:
-    """Weights and optimizer state as after the last step; once the gradients are cleared, the same step goes
-    through and equals the one of a run without any fault."""
+    """Weights, gradients and optimizer state as after the last step: the same step then goes through and equals the
+    one of a run without any fault, without the gradients being cleared."""
     base = BASES[1]
     smooth = Fault(spec, base, accumulation, place, plain)
     expected = smooth.run(smooth.steps[1])
@@ -88,7 +88,7 @@ def test_weights_survive_an_exception_anywhere(spec: Spec, place: str, accumulat
         fault.fail(number, ERRORS[number % len(ERRORS)])
         assert torch.equal(flat(fault.model), before), number
         assert [p.data_ptr() for p in fault.model.parameters()] == ptrs
-        fault.optimizer.zero_grad()
+        assert all(p.grad is None for p in fault.model.parameters())
         assert torch.equal(fault.run(fault.steps[1]), expected), number
 
 
@@ -140,6 +140,22 @@ def test_a_step_never_taken_before_one_that_fails(plain: Any) -> None:
     fault.optimizer.zero_grad()
     ours = plain(fault.model, fault.steps[1:2], fault.optimizer)
     assert torch.equal(ours[0], plain(twin, fault.steps[1:2], optimizer)[0])
+
+
+@pytest.mark.parametrize("scope", ["global", "micro_batch"])
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_an_earlier_gradient_survives_a_failed_step(scope: str, number: int) -> None:
+    """What was in p.grad before the step is there after it, alone."""
+    model = Net(Saboteur).double()
+    optimizer = BASES[1].torch(model.parameters())
+    method = Spec("wsam", "wsam", {"rho": 0.3, "scope": scope}).ours(model, optimizer)
+    first, *halves = [micro for step in steps_of(classification(24), 8, 1) for micro in step]
+    accumulate(model, first, 1)
+    earlier = [p.grad.clone() for p in model.parameters()]
+    model.middle.on_forward = raise_at(model.middle.forwards + number, ERRORS[0])
+    with pytest.raises(RuntimeError, match="boom"):
+        method.backward([lambda half=half: accumulate(model, half, 2) for half in halves])
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), earlier, strict=True))
 
 
 @pytest.mark.parametrize("number", [1, 2])

@@ -92,6 +92,7 @@ class Arrivals:
         self.weights = weights
         self.in_buckets = in_buckets
         self.earlier = EarlierGradients(())
+        self.of_step: EarlierGradients | None = None
         self.noted: Fingerprint | None = None
 
     def look(self, begins: bool) -> None:
@@ -104,6 +105,7 @@ class Arrivals:
             raise RuntimeError(UNREDUCED if self.weights.gradients_are_visible else UNSEEN)
         if begins:
             self.earlier = EarlierGradients(self.weights.receivers(), self.in_buckets)
+            self.of_step = self.of_step or self.earlier
         elif self.noted is not None and self._fingerprint().differs_from(self.noted):
             raise RuntimeError(BETWEEN_MICRO_BATCHES)
 
@@ -111,6 +113,12 @@ class Arrivals:
         """A micro-batch has ended which is not the step's last."""
         self.weights.note_passes()
         self.noted = self._fingerprint()
+
+    def take_back(self) -> None:
+        """The step has failed: its gradients are dropped, what was there before it is there again."""
+        if self.of_step is not None:
+            self.weights.drop_gradients()
+            self.of_step.put_back()
 
     def _fingerprint(self) -> Fingerprint:
         return Fingerprint(self.weights.receivers(), unreduced_gradients(self.weights.model))

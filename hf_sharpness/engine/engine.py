@@ -239,7 +239,7 @@ class Engine:
     def _put_back(self) -> None:
         if self.passes is not None:
             self.passes.restore()
-        self.arrivals.earlier.put_back()
+        self.arrivals.take_back()
         self.weights.abandon()
         self.course.step_failed()
         self.term.forget()

@@ -54,6 +54,16 @@ def unreduced_gradients(model: nn.Module) -> Iterator[Tensor]:
                 yield from (gradient for gradient in waiting if gradient is not None)
 
 
+def drop_unreduced_gradients(model: nn.Module) -> None:
+    """Have FSDP2 forget them: its next backward pass that reduces would add them to its own."""
+    for module in sharded_modules(model):
+        for group in module._get_fsdp_state()._fsdp_param_groups:
+            for parameter in group.fsdp_params:
+                parameter.unsharded_accumulated_grad = None
+                if hasattr(parameter, "_unsharded_param"):
+                    parameter._unsharded_param.grad = None
+
+
 def rank_groups(model: nn.Module, parameters: Iterable[nn.Parameter]) -> list[Any]:
     """The process groups whose ranks share one effective batch: DDP's, or those of the mesh that shards the weights.
 

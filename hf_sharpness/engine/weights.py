@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..vectors import Vector, is_sharded, local, placement
-from .parallel import is_tensor_parallel, rank_groups, sharded_modules, unreduced_gradients
+from .parallel import drop_unreduced_gradients, is_tensor_parallel, rank_groups, sharded_modules, unreduced_gradients
 
 
 class Weights:
@@ -138,6 +138,12 @@ class Weights:
 
     def after_pass(self) -> None:
         """A pass over the whole batch has ended: add its gradient to ``.grad``, if it is not there."""
+
+    def drop_gradients(self) -> None:
+        """Drop every gradient of the step under way, wherever it is, so that the next one begins without."""
+        for parameter in self.receivers():
+            parameter.grad = None
+        drop_unreduced_gradients(self.model)
 
     def abandon(self) -> None:
         """The step was interrupted; weights and copies have been put back."""
