@@ -12,22 +12,21 @@ from .. import vectors
 from ..methods import Method
 from ..vectors import Vector
 from . import rounding
-from .climbs import Climbs, NonFiniteAscent
+from .climbs import NonFiniteAscent
 from .course import Course
 from .earlier import EarlierGradients
 from .guard import Repetition
 from .habits import Habits
 from .micro_batch import MicroBatch
-from .optimizers import maximizes
+from .probes import Probes
 from .rebound import Rebound
 from .replays import Replays
 from .scopes import Scope
-from .skip_backward import SkipBackward
 from .state import State
 from .weights import Weights
 
 
-class Passes(Climbs):
+class Passes(Probes):
     """Runs a method on a list of micro-batches whose first pass has been made. Implements ``methods.step.Step``.
 
     Args:
@@ -63,9 +62,8 @@ class Passes(Climbs):
         loss_scale: Callable[[], Tensor] | None,
         checks_overflow: bool,
     ) -> None:
-        super().__init__(weights, scope, course, noise, loss_scale, checks_overflow, loss)
+        super().__init__(weights, scope, course, noise, loss_scale, checks_overflow, loss, habits)
         self.method = method
-        self.habits = habits
         self.repetition = repetition
         self.micro_batches = micro_batches
         self.state = state
@@ -73,13 +71,11 @@ class Passes(Climbs):
         self.term: tuple[Vector, float] | None = None
         self.device = loss.device
         self.counted: Replays  # once the method runs
-        self.skip_backward: SkipBackward | None = None
         optimized = {id(p) for p in self.trainable}
         others = [p for p in model.parameters() if id(p) not in optimized and p.requires_grad]
         self.rebound = Rebound()
         self.firsts: list[nn.Parameter] = []
         self.bystanders = [(p, p.grad) for p in [*others, *habits.others()]]
-        self.maximizes = maximizes(weights.optimizer)
         weights.after_pass()
         self._activate()
         self.turn_gradient()
@@ -227,62 +223,6 @@ class Passes(Climbs):
                     "compute_loss or training_step, must not call zero_grad() (do so after optimizer.step(), as the "
                     "Trainer does)"
                 )
-
-    def probe(self, terms: list[tuple[float, Vector]]) -> Tensor:
-        self._measure_displacement()
-        vectors.copy_(self.live, self.saved)
-        noise = self.noise(0)  # the same for all probes, which are compared
-        for factor, vector in terms:
-            rounding.move_(self.live, self.live, self.memory.folded(vector), self.coarse, noise, factor)
-        self._weights_changed()
-        gradients = EarlierGradients(self.trainable)  # which a closure may read or set to zero
-        loss = None if self.habits.need_derivatives else self._forward_only()
-        if loss is None:
-            loss = self._with_derivatives()
-        gradients.put_back()
-        return -loss if self.maximizes else loss
-
-    def _forward_only(self) -> Tensor | None:
-        """The loss of a pass without gradients; None if it turns out to be made from derivatives."""
-        mode = self.skip_backward = SkipBackward(self.trainable)
-        torch.set_grad_enabled(False)  # restore() turns it on again, wherever an interrupt comes
-        loss: Tensor | None = None
-        try:
-            with mode:
-                loss = self._pass(reduce=True)
-        except Exception:
-            if not mode.incomplete:
-                raise
-        self._end_probe()
-        self.habits.need_derivatives |= mode.incomplete
-        return None if mode.incomplete or loss is None else self._descended(loss, mode)
-
-    def _descended(self, returned: Tensor, mode: SkipBackward) -> Tensor:
-        """What is descended: the sum of all that was differentiated, of which a closure may return a part."""
-        if self.habits.return_the_loss or mode.chained:
-            return returned
-        if len(mode.losses) <= len(self.micro_batches) and not (self.habits.are_whole_steps and mode.losses):
-            return returned
-        return torch.stack([value.to(returned) for value in mode.losses]).sum() / self.loss_scale
-
-    def _with_derivatives(self) -> Tensor:
-        """The loss of a whole pass, whose gradients are dropped."""
-        mode = self.skip_backward = SkipBackward(self.trainable, skips=False)
-        with mode:
-            loss = self._pass(reduce=False)
-        self._end_probe()
-        if self.habits.are_whole_steps:
-            loss = self._descended(loss, mode)
-        for parameter in self.trainable + [p for p, _ in self.bystanders]:
-            parameter.grad = None
-        self.weights.before_replay()
-        return loss
-
-    def _end_probe(self) -> None:
-        if self.skip_backward is not None:
-            self.skip_backward.over = True
-            self.skip_backward = None
-            torch.set_grad_enabled(True)
 
     def _pass(self, reduce: bool) -> Tensor:
         """One more pass over all micro-batches, each from the state that its first pass began with."""
