@@ -8,21 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from installed import install
+from models.saved import save_bert, save_vit
+from models.text import WORDS, language_model, tokenizer
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    BertTokenizerFast,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessor,
-)
 
-WORDS = ["good", "bad", "film", "a", "the", "very", "not", "and", "plot", "dull", "fine", "great"]
 SCRIPT = """
 from pathlib import Path
 import torch
@@ -69,42 +58,7 @@ def furnish(folder: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     os.symlink(root / "docs", folder / "docs")
     install(root / "examples" / "methods" / "gsam", folder / "site")
-    _vit(folder / "google/vit-base-patch16-224-in21k")
-    _bert(folder / "google-bert/bert-base-uncased")
-    _causal(folder / "Qwen/Qwen3-0.6B")
-
-
-def _vit(folder: Path) -> None:
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, **size)).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-
-
-def _bert(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertForSequenceClassification(BertConfig(vocab_size=len(vocabulary), **size)).save_pretrained(folder)
-
-
-def _causal(folder: Path) -> None:
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    config = Qwen3Config(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    save_vit(folder / "google/vit-base-patch16-224-in21k")
+    save_bert(folder / "google-bert/bert-base-uncased")
+    for part in (language_model(), tokenizer()):
+        part.save_pretrained(folder / "Qwen/Qwen3-0.6B")

@@ -8,7 +8,7 @@ from axolotl.integrations.base import PluginManager
 from axolotl.integrations.config import merge_input_args
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset
-from tiny_lm import language_model, tokenizer
+from models.text import language_model, tokenizer
 from transformers import DataCollatorForSeq2Seq
 
 GIVEN = {"sharpness": "wsam", "sam_rho": 0.2, "sam_adaptive": False, "optimizer": "adamw_torch"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from tiny_lm import WORDS, language_model, tokenizer
+from models.text import WORDS, language_model, tokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 CASES = {

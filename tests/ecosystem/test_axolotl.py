@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 @pytest.mark.skipif(importlib.util.find_spec("axolotl") is None, reason="needs axolotl")
 @pytest.mark.parametrize("optimizer", ["wsam", "adamw_torch"])
 def test_train(optimizer: str, tmp_path: Path) -> None:
-    path = os.pathsep.join([str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "AXOLOTL_DO_NOT_TRACK": "1"}
     command = [sys.executable, HERE / "axolotl_run.py", tmp_path, optimizer]
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_lm import WORDS, language_model, tokenizer
+from models.text import WORDS, language_model, tokenizer
 
 from hf_sharpness import SharpnessArguments, SharpnessTrainerMixin
 from hf_sharpness.training.card import TAG

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_lm import WORDS, language_model, tokenizer
+from models.text import WORDS, language_model, tokenizer
 
 CONFIG = {
     "model_name_or_path": "model",

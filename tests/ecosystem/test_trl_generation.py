@@ -24,7 +24,7 @@ pytestmark = [
 
 
 def run(folder: Path, layout: str, kind: str, *shapes: str) -> None:
-    path = os.pathsep.join([str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, *COMMANDS[layout], HERE / "generating_run.py", folder, layout, kind, *shapes]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)

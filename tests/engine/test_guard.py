@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from models import Record, classification, steps_of
+from models.stateful import MODELS, Stateful
 from reference import Spec, flat
-from stateful import MODELS, Stateful
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.checked

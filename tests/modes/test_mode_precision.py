@@ -66,7 +66,7 @@ def test_autocast_around_the_passes(spec: Spec) -> None:
     assert all(value > 0 for value in around[1])
 
 
-# A real GradScaler through the plain loop; more of it in tests/test_engine_scaler.py.
+# A real GradScaler through the plain loop; more of it in tests/engine/test_engine_scaler.py.
 
 
 class Overflowing:
@@ -304,7 +304,7 @@ def refused(spec: Spec, dtype: torch.dtype, train: Any) -> str:
 @pytest.mark.shows(mode=BF16_WEIGHTS, brief="Weights stored in bf16", result="within rounding")
 def test_bf16_weights(spec: Spec, train: Any, tmp_path: Path) -> None:
     """Perturbed weights are rounded at random, from random numbers that a resumed run has too. How close a step comes
-    to the exact one is in tests/test_engine_precision.py."""
+    to the exact one is in tests/engine/test_engine_precision.py."""
     arguments = IN_BF16 | spec.arguments()
     saving = {"save_strategy": "steps", "save_steps": 3, "output_dir": str(tmp_path / "saved")}
     whole = train(bf16_model(), BF16_ITEMS, **arguments | saving)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from models.saved import save_models
+
 SPECIAL = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -25,7 +27,7 @@ def make(folder: Path) -> None:
     """Write models into ``folder/models`` and data files into ``folder/data``."""
     sentences = labelled_sentences()
     tokenizer = make_tokenizer([text for text, _ in sentences], folder / "models")
-    make_models(tokenizer, folder / "models")
+    save_models(tokenizer, folder / "models")
     make_data(sentences, folder / "data")
 
 
@@ -58,62 +60,6 @@ def make_tokenizer(texts: Sequence[str], folder: Path) -> Any:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **SPECIAL)
     tokenizer.chat_template = CHAT
     return tokenizer
-
-
-def make_models(tokenizer: Any, folder: Path) -> None:
-    import torch
-    from transformers import (
-        BartConfig,
-        BartForConditionalGeneration,
-        BertConfig,
-        BertForMaskedLM,
-        LlamaConfig,
-        LlamaForCausalLM,
-        ViTConfig,
-        ViTForImageClassification,
-        ViTImageProcessor,
-    )
-
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    bart = BartConfig(
-        vocab_size=len(tokenizer),
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        max_position_embeddings=64,
-        decoder_start_token_id=tokenizer.eos_token_id,
-        forced_eos_token_id=tokenizer.eos_token_id,
-        **ids,
-    )
-    torch.manual_seed(0)
-    models = {
-        "bert": BertForMaskedLM(BertConfig(**sizes, intermediate_size=16, max_position_embeddings=64, **ids)),
-        "llama": LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=16, max_position_embeddings=64, **ids)),
-        "bart": BartForConditionalGeneration(bart),
-        "vit": ViTForImageClassification(
-            ViTConfig(
-                image_size=8,
-                patch_size=4,
-                num_channels=3,
-                hidden_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                intermediate_size=16,
-                num_labels=2,
-            )
-        ),
-    }
-    for name, model in models.items():
-        model.save_pretrained(folder / name)
-        if name == "vit":
-            ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder / name)
-        else:
-            tokenizer.save_pretrained(folder / name)
 
 
 def make_data(sentences: Sequence[tuple[str, int]], folder: Path) -> None:

@@ -71,7 +71,7 @@ def test_two_processes(launcher: str, process: Process, assets: Path, tmp_path: 
 
 @pytest.fixture
 def hub() -> Iterator[Any]:
-    sys.path.append(str(Path(__file__).parents[1] / "hub"))
+    sys.path.append(str(Path(__file__).parents[1] / "sharing"))
     from stand_in import Hub
 
     sys.path.pop()

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import stateful
 import torch
-from models import Record, classification, steps_of
+from models import Record, classification, stateful, steps_of
+from models.stateful import DEEP_COPIES, MODELS, Loss, Stateful, same
 from reference import Spec, flat
-from stateful import DEEP_COPIES, MODELS, Loss, Stateful, same
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -55,7 +55,7 @@ def recipe(name: str, **options: Any) -> bytes:
 
 
 def trained_and_pushed(folder: Path, repo: str | None, **arguments: Any) -> None:
-    from tiny_classifier import ITEMS, classifier
+    from models.text import ITEMS, classifier
 
     from hf_sharpness import Trainer, TrainingArguments
 

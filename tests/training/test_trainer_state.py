@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from models import Net, classification
-from stateful import Loss, same
+from models.stateful import Loss, same
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -1,4 +1,4 @@
-"""A language model and its tokenizer that train in a second."""
+"""Tiny models of transformers for text, with data, that train in a second."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 WORDS = ["good", "bad", "film", "a", "the", "very", "not", "and", "plot", "dull", "fine", "great"]
+ITEMS = [{"input_ids": [i % 16, (3 * i) % 16, 1], "labels": i % 2} for i in range(32)]
 
 
 def tokenizer() -> Any:
@@ -39,3 +40,12 @@ def language_model(dropout: float = 0.0) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Qwen3ForCausalLM(config)
+
+
+def classifier() -> Any:
+    """For `ITEMS`."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    return BertForSequenceClassification(BertConfig(vocab_size=16, max_position_embeddings=8, **sizes))

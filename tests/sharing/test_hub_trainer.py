@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from tiny_classifier import ITEMS, classifier
+from models.text import ITEMS, classifier
 
 import hf_sharpness
 from hf_sharpness.methods import METHODS
