@@ -26,9 +26,8 @@ def markdown(studies: Sequence[Study]) -> str:
     for study in studies:
         for item in study.judgements:
             gains = ", ".join(f"{item.unit.text(pair.mean)} over {pair.base}" for pair in item.pairs)
-            rows.append(
-                [study.plan.name, arm_title(study, item.arm), item.decision.verdict, gains, f"{item.decision.p:.3f}"]
-            )
+            p = f"{item.decision.p:.3f}" if study.plan.tuned else ""
+            rows.append([study.plan.name, arm_title(study, item.arm), item.decision.verdict, gains, p])
     head = ["task", "arm", "verdict", "gains", "p (Holm within the task)"]
     parts = ["# Across tasks", table(head, rows)]
     shared = shared_arms(studies)

@@ -66,6 +66,24 @@ def settings_of(arm: Arm) -> list[dict[str, Any]]:
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*arm.choices.values())]
 
 
+def swept(arms: Sequence[Arm]) -> list[Arm]:
+    """One arm for every setting that an arm leaves open, named by it: `sam-rho.02`."""
+    found = []
+    for arm in arms:
+        for setting in settings_of(arm):
+            words = [f"{argument.partition('_')[2]}{short(value)}" for argument, value in setting.items()]
+            name = "-".join([arm.name, *words])
+            found.append(dataclasses.replace(arm, name=name, arguments={**arm.arguments, **setting}, choices={}))
+    return found
+
+
+def short(value: Any) -> str:
+    """A value as a name shows it: .02 for 0.02."""
+    if isinstance(value, bool | str):
+        return str(value)
+    return f"{value:g}".removeprefix("0") if 0 < value < 1 else f"{value:g}"
+
+
 def optimizer_name(base_optim: str) -> str:
     """How people write a base optimizer."""
     return _NAMES.get(base_optim, base_optim)

@@ -36,6 +36,8 @@ class Choice:
 
 def choose(plan: Plan, records: Records) -> Choice:
     """Choose by the mean validation score over the tuning seeds; the first of equals wins."""
+    if not plan.tuned:
+        return _untuned(plan)
     sign = 1.0 if plan.greater_is_better else -1.0
     scores: dict[str, list[float | None]] = {}
     points: dict[str, int] = {}
@@ -63,6 +65,12 @@ def choose(plan: Plan, records: Records) -> Choice:
             averages[arm.name] = candidates[_best(scores[arm.name], sign)]
             points[arm.name] = points[averages[arm.name][0]]
     return Choice(points, averages, scores)
+
+
+def _untuned(plan: Plan) -> Choice:
+    """The one point for every arm, and SWA over the longest base arm's runs."""
+    averages = {arm.name: (arm.bases[-1], AVERAGES[0]) for arm in plan.arms if arm.kind == "averaged"}
+    return Choice({arm.name: 0 for arm in plan.arms}, averages, {arm.name: [] for arm in plan.arms})
 
 
 def _record(records: Records, arm: str, point: int, seed: int) -> dict[str, Any]:

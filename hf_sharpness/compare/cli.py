@@ -71,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Does a sharpness-aware method help on this task? Every arm is tuned on validation data and judged "
         "by paired final runs against the base optimizer at equal steps, at equal passes and with averaged weights.",
         epilog="A sharpness argument may have several values, as in --sam_rho .01,.02,.05: tuning chooses one. "
+        "With --trials 0 nothing is tuned: every value is an arm of its own, at the recipe's learning rate and length, "
+        "and there is no verdict. "
         "docs/compare.md describes protocol, verdicts and files.",
         allow_abbrev=False,
     )
@@ -81,7 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--arms", help=f"{arms} (the default), or a YAML file: a name for each arm, with its arguments")
     add("--metric", help="the primary metric. Default: the recipe's first; a script has none")
     add("--lower_is_better", action="store_true", help="of a script's metric. A loss is known to be so")
-    add("--trials", type=int, default=DEFAULT_TRIALS, help="tuning points of every arm (%(default)s)")
+    add(
+        "--trials",
+        type=int,
+        default=DEFAULT_TRIALS,
+        help="tuning points of every arm (%(default)s); 0: a sweep, see below",
+    )
     add("--tuning_seeds", type=int, default=DEFAULT_TUNING_SEEDS, help="seeds of each point (%(default)s)")
     add("--seeds", type=int, default=DEFAULT_SEEDS, help="final seeds, paired across arms (%(default)s)")
     add("--margin", type=float, help="effects within it count as none, in points or the metric's unit (1 point)")

@@ -11,11 +11,11 @@ from scipy import stats
 
 from ..tasks.metrics import build_compute_metrics
 from . import statistics
-from .arms import optimizer_name
+from .arms import optimizer_name, short
 from .outcomes import Outcome
 from .plan import Plan
 from .statistics import Interval
-from .verdict import DIVERGED, EQUIVALENT, HELPS, HURTS, UNDECIDED, Decision, Pair, decide, detectable
+from .verdict import DIVERGED, EQUIVALENT, HELPS, HURTS, NONE, UNDECIDED, Decision, Pair, decide, detectable
 
 _SLOW_RESAMPLES = 1_000
 _COUNTS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
@@ -78,12 +78,12 @@ def judge(plan: Plan, outcomes: Mapping[str, Outcome], labels: np.ndarray | None
         labels: [test examples] class ids; None where the runs do not tell.
     """
     complete, unit, margin = pairs_of(plan, outcomes, labels)
-    decisions = decide(complete, margin)
+    decisions = decide(complete, margin) if plan.tuned else {name: Decision(NONE, float("nan")) for name in complete}
     found = []
     for arm in plan.sharpness_arms:
         pairs = complete.get(arm.name, [])
         decision = decisions.get(arm.name, Decision(DIVERGED, 1.0))
-        limit = detectable(pairs, len(plan.sharpness_arms)) if pairs else float("inf")
+        limit = detectable(pairs, len(plan.sharpness_arms)) if pairs and plan.tuned else float("inf")
         sentence = _sentence(plan, arm.name, outcomes, decision, pairs, limit, unit, margin)
         found.append(Judgement(arm.name, decision, pairs, limit, unit, sentence))
     return found
@@ -182,7 +182,7 @@ class _Prediction:
 def title(outcome: Outcome, own_name: str | None = None) -> str:
     """A sharpness-aware arm as people write it: `SAM rho .02`, with the arm's name where it is another."""
     method = str(outcome.arguments["optim"])
-    rho = f" rho {_short(outcome.arguments['sam_rho'])}" if "sam_rho" in outcome.arguments else ""
+    rho = f" rho {short(outcome.arguments['sam_rho'])}" if "sam_rho" in outcome.arguments else ""
     name = own_name or outcome.arm
     return f"{method.upper()}{rho}" if name == method else f"{name} ({method.upper()}{rho})"
 
@@ -193,10 +193,6 @@ def base_title(plan: Plan, name: str) -> str:
     if arm.kind == "averaged":
         return f"averaged {optimizer}"
     return optimizer if arm.cap == 1 else f"{optimizer} at equal passes"
-
-
-def _short(value: float) -> str:
-    return f"{value:g}".removeprefix("0") if 0 < value < 1 else f"{value:g}"
 
 
 def _sentence(
@@ -219,6 +215,8 @@ def _sentence(
     first, *rest = pairs
     against = f"over {base_title(plan, first.base)} for {passes:.1f}x the passes"
     others = "".join(f", {unit.text(pair.mean)} over {base_title(plan, pair.base)}" for pair in rest)
+    if decision.verdict == NONE:
+        return f"{name}: {unit.text(first.mean)}{word} ({unit.interval(first.seed_interval)}) {against}{others}"
     gain = f"{unit.text(first.mean)}{word} ({unit.interval(first.seed_interval)}, p {_p(decision.p)}) {against}{others}"
     if decision.verdict in (HELPS, HURTS):
         return f"{name} {decision.verdict}: {gain}"
@@ -241,7 +239,7 @@ def _below_throughout(plan: Plan, pairs: list[Pair]) -> str:
 
 
 def _p(p: float) -> str:
-    return _short(round(p, 3)) if p >= 0.0005 else "< .001"
+    return short(round(p, 3)) if p >= 0.0005 else "< .001"
 
 
 def _count(number: int) -> str:

@@ -60,7 +60,11 @@ def draw(study: Study, path: Path) -> Path:
     ]
     cost.legend(handles=handles, frameon=False, fontsize=8, loc="best")
     verdicts = ", ".join(f"{item.arm} {item.decision.verdict}" for item in study.judgements)
-    figure.suptitle(f"{study.plan.name}: {verdicts}", fontsize=11, fontweight="bold")
+    figure.suptitle(
+        f"{study.plan.name}: {verdicts if study.plan.tuned else 'a sweep, nothing is tuned'}",
+        fontsize=11,
+        fontweight="bold",
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     return path

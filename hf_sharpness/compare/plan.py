@@ -94,6 +94,11 @@ class Plan:
         return next(arm for arm in self.arms if arm.name == name)
 
     @property
+    def tuned(self) -> bool:
+        """Whether arms are tuned; a sweep shows the recipe's own setting, and no verdict."""
+        return bool(self.tuning_seeds)
+
+    @property
     def sharpness_arms(self) -> list[Arm]:
         """The arms that are asked about."""
         return [arm for arm in self.arms if arm.kind == "sharpness"]
@@ -176,9 +181,13 @@ def protocol_deviations(
 ) -> tuple[str, ...]:
     """In words, what differs from six points, two tuning seeds and eight final seeds; `more` comes after."""
     found = []
-    if trials != DEFAULT_TRIALS:
+    if trials == 0:
+        found.append(
+            "a sweep without a verdict: nothing is tuned, every arm has the recipe's own learning rate and length"
+        )
+    elif trials != DEFAULT_TRIALS:
         found.append(f"{trials} tuning points instead of {DEFAULT_TRIALS}")
-    if tuning_seed_count != DEFAULT_TUNING_SEEDS:
+    if trials and tuning_seed_count != DEFAULT_TUNING_SEEDS:
         found.append(f"{tuning_seed_count} tuning seeds instead of {DEFAULT_TUNING_SEEDS}")
     if seed_count != DEFAULT_SEEDS:
         found.append(f"{seed_count} final seeds instead of {DEFAULT_SEEDS}")

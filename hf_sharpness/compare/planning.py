@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import budget as budgets
-from .arms import Arm, sharpness_arms, with_base_arms
+from .arms import Arm, sharpness_arms, swept, with_base_arms
 from .budget import duration, expected_seconds, power_in_words
 from .errors import CompareError
 from .plan import Plan, final_seeds, protocol_deviations, tuning_seeds
-from .points import RATE_FACTOR, SHORTEST, sobol_points
+from .points import RATE_FACTOR, SHORTEST, UNTUNED, sobol_points
 from .subject import NO_TEST, Subject
 
 
@@ -22,7 +22,7 @@ class Options:
     Args:
         arms: `--arms`.
         choices: Sharpness arguments with the values tuning chooses from.
-        trials: Tuning points.
+        trials: Tuning points; 0: a sweep, without tuning and verdict.
         tuning_seeds: Seeds of each.
         seeds: Final seeds.
         budget: Seconds for everything; None: no limit.
@@ -52,10 +52,12 @@ def check_options(options: Options) -> None:
     Raises:
         CompareError: Names the option, its value and the remedy.
     """
-    for name, least in (("trials", 1), ("tuning_seeds", 1), ("seeds", 2), ("jobs", 1)):
+    for name, least in (("trials", 0), ("tuning_seeds", 1), ("seeds", 2), ("jobs", 1)):
         value = getattr(options, name)
         if value < least:
             raise CompareError(f"--{name} {value}: must be at least {least}")
+    if options.trials == 0 and options.budget is not None:
+        raise CompareError("--budget: a sweep (--trials 0) has no tuning to cut; ask for fewer settings or --seeds")
     if options.seeds > 1000 or options.tuning_seeds > 1000:
         raise CompareError("--seeds, --tuning_seeds: at most 1000")
     if options.margin is not None and options.margin <= 0:
@@ -70,6 +72,8 @@ def make_plan(subject: Subject, options: Options) -> Plan:
     """
     own = subject.own()
     asked = sharpness_arms(options.arms, options.choices, own.sharpness, own.base_optim)
+    if options.trials == 0:
+        asked = swept(asked)
     plain = Arm("base", "base", {"optim": own.base_optim})
     subject.check([plain, *asked])
     costs, scale = subject.costs([plain, *asked])
@@ -94,8 +98,8 @@ def make_plan(subject: Subject, options: Options) -> Plan:
             learning_rate=own.learning_rate,
             length=own.length,
             arms=tuple(arms),
-            points=tuple(sobol_points(trials, arms)),
-            tuning_seeds=tuning_seeds(options.tuning_seeds),
+            points=tuple(sobol_points(trials, arms)) if trials else (UNTUNED,),
+            tuning_seeds=tuning_seeds(options.tuning_seeds if trials else 0),
             final_seeds=final_seeds(seeds),
             facts=facts,
             deviations=protocol_deviations(trials, options.tuning_seeds, seeds, [*more, *cut]),
@@ -131,6 +135,9 @@ def describe(plan: Plan, jobs: int) -> str:
             f"  {arm.name}: {arm.cost:.2f} passes and {step:.1f} ms a step, at most "
             f"{plan.steps * arm.cap:,.0f} steps{chosen}{against}"
         )
+    if not plan.tuned:
+        lines.append(f"  a sweep of {len(plan.final_seeds)} seeds: nothing is tuned, and there is no verdict")
+        return "\n".join(lines)
     lines.append(
         f"  tuning: {len(plan.points)} Sobol points (learning rate within a factor {RATE_FACTOR:g} of "
         f"{plan.learning_rate:g}, length {100 * SHORTEST:.0f} - 100 % of the arm's longest), "

@@ -46,6 +46,10 @@ class Point:
         }
 
 
+UNTUNED = Point(0.5, 1.0, {})
+"""The recipe's own learning rate, at the arm's longest: the one point of a sweep, in which nothing is tuned."""
+
+
 def sobol_points(count: int, arms: Sequence[Arm]) -> list[Point]:
     """The first `count` points of a scrambled Sobol sequence over rate, length and what arms choose, a fixed one."""
     riding = sorted({argument for arm in arms for argument in arm.choices})

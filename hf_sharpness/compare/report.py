@@ -16,7 +16,7 @@ from .results import Study
 
 
 def write(study: Study, folder: Path) -> None:
-    """Write `table.md`, `table.csv`, `compare.png` and `best/sharpness_config.json`."""
+    """Write `table.md`, `table.csv`, `compare.png`, and, unless nothing was tuned, `best/sharpness_config.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(tables.markdown(study), encoding="utf-8")
     (folder / "table.csv").write_text(tables.csv_text(tables.csv_rows(study)), encoding="utf-8")
@@ -24,6 +24,8 @@ def write(study: Study, folder: Path) -> None:
         draw(study, folder / "compare.png")
     except CompareError as error:  # a missing picture must not cost a finished study
         print(f"warning: {error}", file=sys.stderr)
+    if not study.plan.tuned:
+        return
     arguments = study.outcomes[best_arm(study)].arguments
     save(
         SharpnessArguments(**{name: value for name, value in arguments.items() if name in shared_arguments()}),
@@ -44,7 +46,8 @@ def best_arm(study: Study) -> str:
 
 def summary(studies: Sequence[Study], folder: Path) -> str:
     """What is printed last: where the files are, and the verdicts."""
-    lines = [f"written to {folder}: results.json, table.md, table.csv, compare.png, best/sharpness_config.json", ""]
+    best = ", best/sharpness_config.json" if all(study.plan.tuned for study in studies) else ""
+    lines = [f"written to {folder}: results.json, table.md, table.csv, compare.png{best}", ""]
     for study in studies:
         lines += [f"{study.plan.name}: {item.sentence}" for item in study.judgements]
     return "\n".join(lines)

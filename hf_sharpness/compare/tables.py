@@ -23,11 +23,11 @@ def markdown(study: Study) -> str:
     plan = study.plan
     unit = study.judgements[0].unit
     parts = [
-        f"# {plan.name}: does it help?",
+        f"# {plan.name}: " + ("does it help?" if plan.tuned else "a sweep"),
         "\n".join(f"* {item.sentence}" for item in study.judgements),
         _results(study, unit),
         _further(study),
-        _tuning(study),
+        _tuning(study) if plan.tuned else "",
         _protocol(study),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -55,7 +55,7 @@ def _results(study: Study, unit: Unit) -> str:
                 _figure(outcome.mean_of("peak_memory"), 0),
                 _mean_and_spread(outcome.values, unit) + _diverged(outcome),
                 *(_gain(gains[base], unit) if base in gains else "" for base in against),
-                f"{item.decision.p:.3f}" if item and item.pairs else "",
+                f"{item.decision.p:.3f}" if item and item.pairs and plan.tuned else "",
                 item.decision.verdict if item else "",
             ]
         )
@@ -118,7 +118,7 @@ def _tuning(study: Study) -> str:
 def _protocol(study: Study) -> str:
     plan = study.plan
     lines = [f"* command: `{study.command}`", f"* date: {study.date}"]
-    lines += [f"* {name}: {fact}" for name, fact in plan.facts.items()]
+    lines += [f"* {name}: {fact}" for name, fact in plan.facts.items() if plan.tuned or name != "tuned on"]
     lines.append(f"* deviations from the protocol: {'; '.join(plan.deviations) or 'none'}")
     if len(study.environments) > 1:
         lines.append("* the runs were made with different versions or machines, see the signature")
@@ -147,8 +147,8 @@ def csv_rows(study: Study) -> list[dict[str, Any]]:
             "mean": float(outcome.values.mean()),
             "standard_deviation": float(outcome.values.std(ddof=1)) if len(outcome.scores) > 1 else "",
             "verdict": item.decision.verdict if item else "",
-            "p_holm": item.decision.p if item else "",
-            "detectable": item.detectable if item else "",
+            "p_holm": item.decision.p if item and study.plan.tuned else "",
+            "detectable": item.detectable if item and study.plan.tuned else "",
         }
         for pair in item.pairs if item else []:
             row[f"gain_over_{pair.base}"] = pair.mean

@@ -12,6 +12,8 @@ from . import statistics
 from .statistics import LEVEL, Interval
 
 HELPS, HURTS, EQUIVALENT, UNDECIDED, DIVERGED = "helps", "hurts", "equivalent", "undecided", "diverged"
+NONE = "no verdict"
+"""In a sweep, which tunes nothing."""
 
 
 @dataclasses.dataclass
@@ -66,7 +68,7 @@ class Decision:
     """The verdict on one arm.
 
     Args:
-        verdict: `helps`, `hurts`, `equivalent`, `undecided` or `diverged`.
+        verdict: `helps`, `hurts`, `equivalent`, `undecided`, `diverged` or `no verdict`.
         p: The largest p over its base arms, after Holm's adjustment over the sharpness-aware arms.
     """
 

@@ -8,11 +8,11 @@ pytest.importorskip("optuna")
 
 from studies import a_plan
 
-from hf_sharpness.compare.arms import Arm, settings_of, sharpness_arms, with_base_arms
+from hf_sharpness.compare.arms import Arm, settings_of, sharpness_arms, swept, with_base_arms
 from hf_sharpness.compare.budget import duration, expected_seconds, fit, parse_duration, power_in_words
 from hf_sharpness.compare.errors import CompareError
 from hf_sharpness.compare.plan import Length, Plan, protocol_deviations
-from hf_sharpness.compare.points import sobol_points
+from hf_sharpness.compare.points import UNTUNED, sobol_points
 
 
 def test_arms_of_a_command_line():
@@ -99,6 +99,23 @@ def test_the_points_are_the_same_for_all_and_within_their_ranges():
         assert sam["sam_rho"] == wsam["sam_rho"]
         assert "sam_rho" not in base
     assert {plan.arguments("sam", number)["sam_rho"] for number in range(6)} == {0.01, 0.05}
+
+
+def test_a_sweep_makes_an_arm_of_every_setting():
+    (arm,) = sharpness_arms("wsam", {"sam_rho": (0.02, 0.5), "wsam_gamma": (0.3, 1e-05)}, {}, "adamw_torch")
+    arms = swept([arm, *sharpness_arms("sam", {"sam_rho": (0.05,)}, {}, "adamw_torch")])
+    names = ["wsam-rho.02-gamma.3", "wsam-rho.02-gamma1e-05", "wsam-rho.5-gamma.3", "wsam-rho.5-gamma1e-05", "sam"]
+    assert sorted(arm.name for arm in arms) == sorted(names)
+    assert not any(arm.choices for arm in arms)
+    found = next(arm for arm in arms if arm.name == "wsam-rho.5-gamma.3")
+    assert (found.arguments["sam_rho"], found.arguments["wsam_gamma"]) == (0.5, 0.3)
+
+
+def test_a_sweep_trains_with_the_recipe_s_own_setting():
+    plan = a_plan("sam", points=(UNTUNED,), tuning_seeds=())
+    assert not plan.tuned
+    assert plan.tuning_runs() == []
+    assert plan.arguments("base-2x", 0) == {"optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 200}
 
 
 def test_lengths():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -20,6 +21,7 @@ from hf_sharpness.compare import across, report, results
 from hf_sharpness.compare.choice import choose
 from hf_sharpness.compare.errors import CompareError
 from hf_sharpness.compare.plan import Plan
+from hf_sharpness.compare.points import UNTUNED
 
 
 def finished(plan: Plan, gain: int = 4, averaged: int = 0, point: int = 1) -> dict[str, dict[str, Any]]:
@@ -77,6 +79,24 @@ def test_a_base_arm_that_is_better_leaves_it_undecided(tmp_path):
     below = [pair.base for pair in item.pairs if (pair.seeds < 0).all()]
     assert below == ["averaged"]
     assert "; below averaged AdamW with every seed;" in item.sentence
+
+
+def test_a_sweep_has_no_verdict(tmp_path):
+    plan = a_plan("sam", points=(UNTUNED,), tuning_seeds=())
+    fixed = {"choices": {}, "arguments": {"optim": "sam", "sam_rho": 0.05}}
+    arms = [arm if arm.kind != "sharpness" else dataclasses.replace(arm, **fixed) for arm in plan.arms]
+    plan = dataclasses.replace(plan, arms=tuple(arms))
+    study = results.write(tmp_path, plan, finished(plan, point=0, averaged=30), "x")
+    report.write(study, tmp_path)
+    (item,) = study.judgements
+    assert item.decision.verdict == "no verdict"
+    assert item.sentence.startswith("SAM rho .05: +")
+    assert study.choice.averages == {"averaged": ("base-2x", "swa")}
+    assert not (tmp_path / "best").exists()
+    text = (tmp_path / "table.md").read_text()
+    assert "## Tuning" not in text
+    assert "tuned on" not in text
+    assert " p " not in item.sentence
 
 
 def test_a_metric_that_is_no_number_gets_no_verdict(tmp_path):
