@@ -11,6 +11,7 @@ from .argument_definitions import STOCK_NAMES, hyperparameter_arguments
 from .argument_fields import ArgumentFields
 from .engine.deepspeed.config import check_config, read_config
 from .engine.optimizers import is_adaptive
+from .engine.preconditioner import has_known_preconditioner, refusal
 from .methods import METHODS, Method, Options, hyperparameters, registry
 from .methods.options import PREFIX
 
@@ -47,13 +48,15 @@ def _check_combinations(arguments: Any) -> None:
             "exists: use an optimizer that steps after it, such as base_optim='adamw_torch' or 'galore_adamw'"
         )
     method = arguments.method().resolved(is_adaptive(arguments.base_optim))
+    named = {h.name: argument for argument, h in registry.arguments_of(type(method)).items()}
+    setting, remedy = method.after_step_setting(named), method.after_step_remedy(named)
     if arguments.base_optim.startswith("schedule_free") and method.adds_after_step:
-        named = {h.name: argument for argument, h in registry.arguments_of(type(method)).items()}
         raise ValueError(
-            f"{method.after_step_setting(named)} does not fit base_optim={arguments.base_optim!r}, which keeps the "
-            f"weights in a second form of its own that the term would not move: use "
-            f"{method.after_step_remedy(named)}"
+            f"{setting} does not fit base_optim={arguments.base_optim!r}, which keeps the weights in a second form of "
+            f"its own that the term would not move: use {remedy}"
         )
+    if method.preconditions_term and not has_known_preconditioner(arguments.base_optim):
+        raise ValueError(refusal(f"base_optim={arguments.base_optim!r}", setting, remedy))
     deepspeed = read_config(getattr(arguments, "deepspeed", None))
     if deepspeed is not None:
         check_config(deepspeed)

@@ -57,10 +57,14 @@ class SAM(SharpnessAware):
 class WSAM(SharpnessAware):
     """Minimise ``L(w) + a [max_{||d||<=rho} L(w+d) - L(w)]`` with ``a = gamma / (1 - gamma)``.
 
-        COUPLED     h = (1 - a) g + a g_s;  BaseOpt(w, grad = h)
-        DECOUPLED   BaseOpt(w, grad = g);   w <- w - lr a (g_s - g)
+        COUPLED         h = (1 - a) g + a g_s;  BaseOpt(w, grad = h)
+        DECOUPLED       BaseOpt(w, grad = g);   w <- w - lr a (g_s - g)
+        PRECONDITIONED  BaseOpt(w, grad = g);   w <- w - lr a (g_s - g) / P
 
-    gamma 0 is the base optimizer, gamma 1/2 coupled is SAM. The two modes weigh sharpness differently (with momentum mu
+    P is what the base optimizer divides its own step by: Adam's ``sqrt(v_hat) + eps`` after this step, 1 for SGD. The
+    first two modes are the paper's; the third is this package's, and gives the term the units of an Adam step.
+
+    gamma 0 is the base optimizer, gamma 1/2 coupled is SAM. The modes weigh sharpness differently (with momentum mu
     the decoupled weight is (1 - mu) a), hence a default gamma for each.
 
     Args:
@@ -73,10 +77,12 @@ class WSAM(SharpnessAware):
         steps: Number of ascent steps k, each of length rho/k; every one costs a forward and a backward pass.
             Default: 1.
         mode: `decoupled` (the authors' weight decouple: the sharpness term is added to the weights after the base
-            optimizer's step), `coupled` (it is part of the gradient), or `auto`: decoupled for SGD, coupled for an
-            adaptive base (Adam and the like). Default: auto.
+            optimizer's step), `preconditioned` (the same, divided by Adam's or AdamW's own sqrt(v_hat) + eps),
+            `coupled` (it is part of the gradient), or `auto`: decoupled for SGD, coupled for an adaptive base (Adam
+            and the like). Default: auto.
         gamma: Weight of sharpness, 0 <= gamma < 1; 0 is the base optimizer. Default: .9 decoupled (the authors'
-            value; the paper recommends .8 - .95), .6 coupled. One mode's gamma is not the other's.
+            value; the paper recommends .8 - .95), .6 coupled, .5 preconditioned. One mode's gamma is not the
+            other's.
         scope: Whose gradient makes the perturbation: `global`: the gradient of the whole effective batch, averaged
             over ranks; `device`: each rank's own accumulated gradient (m-sharpness, SAM's own setting on several
             devices); `micro_batch`: every micro-batch alone, on every rank. Default: global.

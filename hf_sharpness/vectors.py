@@ -69,6 +69,22 @@ def scale_(vector: Vector, factor: float | Tensor) -> None:
         torch._foreach_mul_(group, factor.to(device, non_blocking=True))
 
 
+def divide_by_roots_(vector: Vector, squares: Vector, scales: Sequence[float | Tensor], eps: float) -> None:
+    """vector <- vector / (sqrt(squares) / scale + eps), element by element, with a scale for each tensor.
+
+    Args:
+        vector: local tensors.
+        squares: tensors of the same shapes on the same devices; a copy of them is made.
+        scales: numbers, or 0-dim tensors on those devices, for which the host does not wait.
+        eps: added to every root.
+    """
+    if vector:
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_div_(roots, cast(Any, scales))
+        torch._foreach_add_(roots, eps)
+        torch._foreach_div_(vector, roots)
+
+
 def by_device(vector: Vector) -> dict[torch.device, Vector]:
     """The tensors grouped by the device that holds them (one group unless the model is spread over devices)."""
     groups: dict[torch.device, Vector] = {}

@@ -1,4 +1,4 @@
-"""The part of an update that is added to the weights once the base optimizer has stepped (decoupled WSAM)."""
+"""The part of an update that is added to the weights once the base optimizer has stepped (WSAM but for coupled)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import vectors
 from .edits import CANNOT_FOLLOW, LARGEST, follow_
+from .preconditioner import precondition_
 from .weights import Weights
 
 
@@ -23,6 +24,7 @@ class AfterStep:
         weight: the factor beside the learning rate.
         scratch: for every parameter a tensor of its size, not overlapping; holds the gradient, then the old weights.
         weights: where the weights are. DeepSpeed calls the optimizer's ``step`` several times, each for some of them.
+        preconditioned: divide the vector by what the optimizer divides its step by.
         loss_scale: the factor on the gradient, which may be taken off before the step.
         at_once: whether a change that cannot be followed is refused before the step, which waits for the device.
 
@@ -36,6 +38,7 @@ class AfterStep:
         scratch: dict[nn.Parameter, Tensor],
         weights: Weights,
         *,
+        preconditioned: bool = False,
         loss_scale: Tensor | float = 1.0,
         at_once: bool = True,
     ) -> None:
@@ -43,6 +46,7 @@ class AfterStep:
         self.weight = weight
         self.scratch = scratch
         self.weights = weights
+        self.preconditioned = preconditioned
         self.loss_scale = loss_scale
         self.at_once = at_once
         params = list(terms)
@@ -109,6 +113,8 @@ class AfterStep:
         before = [self.scratch[p] for p in self.params]
         vectors.add_(before, list(live.values()), -1.0)
         base_step = self._norm(before, self.params)
+        if self.preconditioned:
+            precondition_(optimizer, self.params, [self.terms[p] for p in self.params])
         for group in optimizer.param_groups:
             members = [p for p in group["params"] if p in live]
             terms = [self.terms[p] for p in members]

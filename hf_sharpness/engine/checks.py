@@ -13,6 +13,7 @@ from ..vectors import is_sharded
 from .elsewhere import check_optimizer
 from .optimizers import maximizes
 from .parallel import data_parallel_module, is_tensor_parallel, uses_fsdp1
+from .preconditioner import has_known_preconditioner, refusal
 
 FLOAT32_INSTEAD = (
     "load the model in float32 (from_pretrained(..., dtype=torch.float32)) and train with bf16 or fp16 autocast "
@@ -93,3 +94,5 @@ def check_supported(
                 f"{type(optimizer).__name__} keeps the weights in a second form of its own, which {setting} would not "
                 f"move: use {remedy}"
             )
+        if method.preconditions_term and not has_known_preconditioner(optimizer):
+            raise ValueError(refusal(type(optimizer).__name__, setting, remedy))

@@ -21,9 +21,9 @@ LARGEST = 10.0
 
 CANNOT_FOLLOW = (
     "the gradient was changed between the backward pass and the optimizer's step in a way that the term of "
-    "mode='decoupled' cannot follow: something was added to it, or its signs or sizes were replaced. Clipping, masks, "
-    "factors and p.grad = None are followed. Use mode='coupled', or change the gradient before the first backward pass "
-    "(what is in p.grad then is added to the method's gradient)"
+    "mode='decoupled' (or 'preconditioned') cannot follow: something was added to it, or its signs or sizes were "
+    "replaced. Clipping, masks, factors and p.grad = None are followed. Use mode='coupled', or change the gradient "
+    "before the first backward pass (what is in p.grad then is added to the method's gradient)"
 )
 
 

@@ -68,7 +68,7 @@ class Passes(Probes):
         self.micro_batches = micro_batches
         self.state = state
         self.after = state.after_first_passes()
-        self.term: tuple[Vector, float] | None = None
+        self.term: tuple[Vector, float, bool] | None = None
         self.device = loss.device
         self.counted: Replays  # once the method runs
         optimized = {id(p) for p in self.trainable}
@@ -236,5 +236,5 @@ class Passes(Probes):
         self._follow()
         return torch.stack(losses).sum()
 
-    def descend_after_step(self, vector: Vector, weight: float) -> None:
-        self.term = (vector, weight)
+    def descend_after_step(self, vector: Vector, weight: float, preconditioned: bool = False) -> None:
+        self.term = (vector, weight, preconditioned)

@@ -69,6 +69,7 @@ class Term:
         """Drop what has been collected for the step that is being made."""
         self.vector: dict[nn.Parameter, Tensor] = {}
         self.weight = 1.0
+        self.preconditioned = False
         self.earlier: dict[nn.Parameter, Tensor] = {}
         self.scratch: dict[nn.Parameter, Tensor] = {}
 
@@ -97,13 +98,13 @@ class Term:
         pending, self.pending = self.pending, None
         if pending is not None:
             self.earlier = pending.withdrawn()
-            self.weight = pending.weight
+            self.weight, self.preconditioned = pending.weight, pending.preconditioned
 
     def collect(self, passes: Passes) -> None:
         """Add up the terms of the method's runs within a step."""
         if passes.term is None:
             return
-        vector, weight = passes.term
+        vector, weight, self.preconditioned = passes.term
         if self.earlier and weight != self.weight:
             vectors.scale_(list(self.earlier.values()), self.weight / weight)
         self.weight = weight
@@ -122,6 +123,7 @@ class Term:
                 self.weight,
                 self.scratch,
                 self.weights,
+                preconditioned=self.preconditioned,
                 loss_scale=1.0 if self.loss_scale is None else self.loss_scale(),
                 at_once=self.on_cpu(),
             )

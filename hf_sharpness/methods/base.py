@@ -121,6 +121,11 @@ class Method:
         """Whether the method calls ``descend_after_step``."""
         return False
 
+    @property
+    def preconditions_term(self) -> bool:
+        """Whether it does so with ``preconditioned``: a base optimizer whose preconditioner is not known is refused."""
+        return False
+
     def after_step_setting(self, named: Mapping[str, str]) -> str:
         """For an error about what is added after the step: what makes the method do so.
 

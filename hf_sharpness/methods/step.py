@@ -103,10 +103,16 @@ class Step(Protocol):
     def mean_over_ranks(self, values: Tensor) -> Tensor:
         """The mean of a tensor over the ranks that share the effective batch."""
 
-    def descend_after_step(self, vector: Vector, weight: float) -> None:
+    def descend_after_step(self, vector: Vector, weight: float, preconditioned: bool = False) -> None:
         """Once the base optimizer has stepped: ``w <- w - lr * weight * vector``, clipped and unscaled as p.grad was.
 
         ``Method.adds_after_step`` must say so.
+
+        Args:
+            vector: handed over.
+            weight: the factor beside the learning rate.
+            preconditioned: divide the vector by what the base optimizer divides its step by (Adam:
+                ``sqrt(v_hat) + eps`` after this step). ``Method.preconditions_term`` must say so.
         """
 
     # The training around the step.

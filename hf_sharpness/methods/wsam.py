@@ -12,10 +12,10 @@ from .registry import register
 from .sam import SAM
 from .step import Step
 
-MODES = ("auto", "coupled", "decoupled")
+MODES = ("auto", "coupled", "decoupled", "preconditioned")
 NEGLIGIBLE_GAMMA = 1e-20
 """Below it the sharpness term is lost in rounding whatever the weights' type, and 1/a would overflow: the limit, 0."""
-DEFAULT_GAMMA = {"decoupled": 0.9, "coupled": 0.6}
+DEFAULT_GAMMA = {"decoupled": 0.9, "coupled": 0.6, "preconditioned": 0.5}
 
 
 def resolved_mode(mode: str, adaptive_base: bool) -> str:
@@ -28,10 +28,14 @@ def resolved_mode(mode: str, adaptive_base: bool) -> str:
 class WSAM(SAM):
     """Minimise ``L(w) + a [max_{||d||<=rho} L(w+d) - L(w)]`` with ``a = gamma / (1 - gamma)``.
 
-        COUPLED     h = (1 - a) g + a g_s;  BaseOpt(w, grad = h)
-        DECOUPLED   BaseOpt(w, grad = g);   w <- w - lr a (g_s - g)
+        COUPLED         h = (1 - a) g + a g_s;  BaseOpt(w, grad = h)
+        DECOUPLED       BaseOpt(w, grad = g);   w <- w - lr a (g_s - g)
+        PRECONDITIONED  BaseOpt(w, grad = g);   w <- w - lr a (g_s - g) / P
 
-    gamma 0 is the base optimizer, gamma 1/2 coupled is SAM. The two modes weigh sharpness differently (with momentum mu
+    P is what the base optimizer divides its own step by: Adam's ``sqrt(v_hat) + eps`` after this step, 1 for SGD. The
+    first two modes are the paper's; the third is this package's, and gives the term the units of an Adam step.
+
+    gamma 0 is the base optimizer, gamma 1/2 coupled is SAM. The modes weigh sharpness differently (with momentum mu
     the decoupled weight is (1 - mu) a), hence a default gamma for each.
     """
 
@@ -57,16 +61,16 @@ class WSAM(SAM):
     mode: str = hyperparameter(
         "auto",
         help="`decoupled` (the authors' weight decouple: the sharpness term is added to the weights after the base "
-        "optimizer's step), `coupled` (it is part of the gradient), or `auto`: decoupled for SGD, coupled for an "
-        "adaptive base (Adam and the like).",
-        require="must be one of auto, coupled, decoupled",
+        "optimizer's step), `preconditioned` (the same, divided by Adam's or AdamW's own sqrt(v_hat) + eps), `coupled` "
+        "(it is part of the gradient), or `auto`: decoupled for SGD, coupled for an adaptive base (Adam and the like).",
+        require=f"must be one of {', '.join(MODES)}",
         valid=lambda v: v in MODES,
         choices=MODES,
     )
     gamma: float | None = hyperparameter(
         None,
         help="Weight of sharpness, 0 <= gamma < 1; 0 is the base optimizer. Default: .9 decoupled (the authors' value; "
-        "the paper recommends .8 - .95), .6 coupled. One mode's gamma is not the other's.",
+        "the paper recommends .8 - .95), .6 coupled, .5 preconditioned. One mode's gamma is not the other's.",
         require="must be a number with 0 <= gamma < 1 (or unset for the mode's default)",
         valid=lambda v: v is None or (is_number(v) and 0 <= v < 1),
     )
@@ -91,7 +95,11 @@ class WSAM(SAM):
 
     @property
     def adds_after_step(self) -> bool:
-        return self.mode == "decoupled" and not self.is_plain
+        return self.mode in ("decoupled", "preconditioned") and not self.is_plain
+
+    @property
+    def preconditions_term(self) -> bool:
+        return self.mode == "preconditioned" and self.adds_after_step
 
     def run(self, step: Step) -> None:
         assert self.gamma is not None  # filled in by `resolved`
@@ -114,4 +122,4 @@ class WSAM(SAM):
             g = step.pad(g)
             add_(difference, g, -1.0)
             step.put_gradient(g)
-            step.descend_after_step(difference, weight=a)
+            step.descend_after_step(difference, a, self.preconditions_term)

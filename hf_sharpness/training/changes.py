@@ -58,7 +58,8 @@ class LiveArguments:
         """Give the method at work the hyper-parameters of another; whether that has an effect."""
         new, now = given.resolved(is_adaptive(self.engine.optimizer)), self.engine.method
         before, self.given = self.given, given
-        if new.adds_after_step != now.adds_after_step:  # the engine was built for it
+        built_for = (now.adds_after_step, now.preconditions_term)
+        if (new.adds_after_step, new.preconditions_term) != built_for:  # the engine is
             return False
         for field in dataclasses.fields(new):
             setattr(now, field.name, getattr(new, field.name))

@@ -10,6 +10,7 @@ from models import Net, Saboteur, classification, steps_of
 from reference import BASES, Base, Spec, by_name, flat
 
 METHODS = by_name("sam", "sam-k3", "asam", "wsam-coupled", "wsam-decoupled", "wsam-decoupled-k3", "xsam", "xsam-k3")
+METHODS += by_name("wsam-preconditioned")
 STEPS = steps_of(classification(64), 8)
 MAX_NORM = 0.4
 

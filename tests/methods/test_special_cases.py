@@ -44,7 +44,7 @@ every_base = pytest.mark.parametrize("base", BASES, ids=str)
 
 
 @every_base
-@pytest.mark.parametrize("mode", ["coupled", "decoupled", "auto"])
+@pytest.mark.parametrize("mode", ["coupled", "decoupled", "preconditioned", "auto"])
 def test_gamma_0_is_the_base_bit_for_bit(run: Any, base: Base, mode: str) -> None:
     assert torch.equal(run(base, "wsam", **RHO, mode=mode, gamma=0.0), run(base))
     run(base, "wsam", **RHO, mode=mode, gamma=0.0)

@@ -12,7 +12,18 @@ import torch.distributed.checkpoint as dcp
 from launch import case
 from models import Batch, Net, Record, Saboteur, classification, collate
 from reference import Base
-from specs_of_modes import BASE, MAX_NORM, METHODS, SCOPED, Branching, named, rank_batches, without_decay
+from specs_of_modes import (
+    ADAM,
+    BASE,
+    MAX_NORM,
+    METHODS,
+    PRECONDITIONED,
+    SCOPED,
+    Branching,
+    named,
+    rank_batches,
+    without_decay,
+)
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
@@ -205,6 +216,13 @@ def sharded(middle: Callable[[], nn.Module] = nn.PReLU, dtype: torch.dtype = tor
 @case(*[spec.name for spec in METHODS])
 def fsdp2(directory: Path, name: str) -> list[torch.Tensor]:
     return trained(sharded(), name, rank_batches(rank(), 5, 2))
+
+
+@case(*[f"ddp-{spec.name}" for spec in PRECONDITIONED], "fsdp2-global-wsam-preconditioned")
+def adam(directory: Path, name: str) -> list[torch.Tensor]:
+    wrapper, _, name = name.partition("-")
+    model = sharded() if wrapper == "fsdp2" else DistributedDataParallel(Net(nn.PReLU).double())
+    return trained(model, name, rank_batches(rank(), 5, 2), ADAM)
 
 
 @case(*[spec.name for spec in METHODS])

@@ -104,7 +104,7 @@ def zero(directory: Path, stage: int, method: str) -> dict[str, Any]:
     return trained(directory, Net(), config(stage), **SGD, **named(method).arguments())
 
 
-@staged("asam-k2", "wsam-decoupled-k3")
+@staged("asam-k2", "wsam-decoupled-k3", "wsam-preconditioned")
 def adam(directory: Path, stage: int, method: str) -> dict[str, Any]:
     """AdamW with weight decay for some parameters only, a schedule, clipping, and other ways to cut and reduce.
 

@@ -23,14 +23,18 @@ def scoped(spec: Spec, scope: str) -> Spec:
 
 SCOPED = [scoped(spec, scope) for scope in SCOPES for spec in METHODS if scope == "global" or spec.method != "xsam"]
 
+ADAM = Base("adamw", lr=0.01, weight_decay=0.1)
+PRECONDITIONED = [scoped(*by_name("wsam-preconditioned"), scope) for scope in SCOPES]
+"""To be tried around ADAM: around BASE it is the decoupled mode."""
+
 
 def without_decay(base: Base) -> Base:
     return replace(base, weight_decay=0.0)
 
 
 def named(name: str) -> Spec:
-    """A spec of METHODS, DEEP or SCOPED by name."""
-    return next(spec for spec in [*METHODS, *DEEP, *SCOPED] if spec.name == name)
+    """A spec of the lists above by name."""
+    return next(spec for spec in [*METHODS, *DEEP, *SCOPED, *PRECONDITIONED] if spec.name == name)
 
 
 class Branching(Net):

@@ -12,9 +12,11 @@ from launch import Ranks
 from models import Batch, Net, TinyLM, classification, steps_of
 from reference import Base, Spec, by_name, reference_run, token_losses
 from specs_of_modes import (
+    ADAM,
     BASE,
     MAX_NORM,
     METHODS,
+    PRECONDITIONED,
     SCOPED,
     Branching,
     assert_third_step_skipped,
@@ -58,6 +60,16 @@ def test_ddp_equals_one_process(scope: str, spec: Spec, ranks: Launcher) -> None
     """`global`: one batch of 16; `device` and `micro_batch`: every part climbing alone."""
     results = ranks("cases_ddp")[f"ddp-{spec}"]
     assert_replicas_follow(results, expected(spec, [rank_batches(rank, 5, 2) for rank in (0, 1)]))
+
+
+@pytest.mark.parametrize(("scope", "spec"), [(s.settings["scope"], s) for s in PRECONDITIONED], ids=str)
+@pytest.mark.shows(
+    mode="DDP, scope {scope}, 2 ranks = 1, AdamW, term preconditioned", method="WSAM decoupled", result="exact"
+)
+def test_ddp_around_adamw_equals_one_process(scope: str, spec: Spec, ranks: Launcher) -> None:
+    """The preconditioner is that of the averaged gradients, the same on every rank."""
+    by_rank = [rank_batches(rank, 5, 2) for rank in (0, 1)]
+    assert_replicas_follow(ranks("cases_ddp")[f"adam-ddp-{spec}"], expected(spec, by_rank, Net(nn.PReLU), ADAM))
 
 
 @by_scope

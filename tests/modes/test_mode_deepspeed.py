@@ -68,6 +68,19 @@ def test_zero_equals_one_process(stage: int, spec: Spec, ranks: Launcher) -> Non
 @pytest.mark.parametrize("spec", by_name("asam-k2", "wsam-decoupled-k3"), ids=str)
 @pytest.mark.shows(mode="DeepSpeed, ZeRO-{stage}, AdamW, schedule, sub-groups, overlap", result="within rounding")
 def test_zero_with_adamw(stage: int, spec: Spec, ranks: Launcher) -> None:
+    check_adamw(stage, spec, ranks)
+
+
+@needs_deepspeed
+@by_stage
+@pytest.mark.shows(
+    mode="DeepSpeed, ZeRO-{stage}, AdamW, term preconditioned", method="WSAM decoupled", result="within rounding"
+)
+def test_zero_with_adamw_and_its_preconditioner(stage: int, ranks: Launcher) -> None:
+    check_adamw(stage, *by_name("wsam-preconditioned"), ranks)
+
+
+def check_adamw(stage: int, spec: Spec, ranks: Launcher) -> None:
     model = Net(nn.PReLU)
     decay = torch.cat([torch.full((p.numel(),), 0.0 if "bias" in n else 0.1) for n, p in model.named_parameters()])
     records = expected(spec, AdamW(weight_decay=decay), linear_schedule(0.01, 0, STEPS), model=model)

@@ -10,7 +10,17 @@ import torch
 from launch import Ranks
 from models import Net
 from reference import Spec, by_name, flat, reference_run
-from specs_of_modes import BASE, MAX_NORM, METHODS, SCOPED, assert_third_step_skipped, joined, rank_batches
+from specs_of_modes import (
+    ADAM,
+    BASE,
+    MAX_NORM,
+    METHODS,
+    PRECONDITIONED,
+    SCOPED,
+    assert_third_step_skipped,
+    joined,
+    rank_batches,
+)
 from torch import nn
 
 Launcher = Callable[[str], Ranks]
@@ -33,6 +43,17 @@ def test_fsdp2_equals_one_process(case: str, spec: Spec, ranks: Launcher) -> Non
     for results in ranks("cases_ddp")[f"{case}-{spec}"]:
         for weights, reference in zip(results, expected(spec), strict=True):
             torch.testing.assert_close(weights, reference, **ROUNDING)
+
+
+@pytest.mark.parametrize("spec", PRECONDITIONED[:1], ids=str)
+@pytest.mark.shows(mode="FSDP2, 2 ranks = 1, AdamW, term preconditioned", method="WSAM decoupled", result="exact")
+def test_fsdp2_around_adamw_equals_one_process(spec: Spec, ranks: Launcher) -> None:
+    steps = joined("global", [rank_batches(rank, 5, 2) for rank in (0, 1)])
+    lrs = [ADAM.lr] * 5
+    records = reference_run(Net(nn.PReLU), steps, spec.reference(), ADAM.reference(), lrs, MAX_NORM)
+    for results in ranks("cases_ddp")[f"adam-fsdp2-{spec}"]:
+        for weights, record in zip(results, records, strict=True):
+            torch.testing.assert_close(weights, record.weights, **ROUNDING)
 
 
 @pytest.mark.parametrize("wrapper", ["fsdp2", "hsdp"])

@@ -18,6 +18,10 @@ class SGD:
         self.velocity = g if self.velocity is None else self.momentum * self.velocity + g
         return w - lr * self.velocity
 
+    def preconditioner(self) -> float:
+        """What the last step divided by, beside the learning rate."""
+        return 1.0
+
 
 class AdamW:
     """torch.optim.AdamW: decoupled weight decay, bias-corrected moments, eps outside the root."""
@@ -36,6 +40,10 @@ class AdamW:
         m_hat, v_hat = self.m / (1 - b1**self.t), self.v / (1 - b2**self.t)
         w = w - lr * self.weight_decay * w
         return w - lr * m_hat / (v_hat.sqrt() + self.eps)
+
+    def preconditioner(self) -> Tensor:
+        """sqrt(v_hat) + eps of the last step."""
+        return (self.v / (1 - self.betas[1] ** self.t)).sqrt() + self.eps
 
 
 def clip_coefficient(g: Tensor, max_norm: float | None) -> Tensor | float:

@@ -22,7 +22,7 @@ EPS = 1e-12
 @dataclass
 class Handed:
     """`gradient` goes to the base optimizer (after clipping), `extra` is subtracted from the weights, times lr and
-    times the clip coefficient of `gradient`."""
+    times the clip coefficient of `gradient`, and divided by the base optimizer's preconditioner if so marked."""
 
     gradient: Tensor
     extra: Tensor | None
@@ -32,6 +32,7 @@ class Handed:
     perturbation_norm: float = nan
     alpha: float = nan
     psi: float = nan
+    preconditioned: bool = False
 
 
 @dataclass
@@ -101,6 +102,7 @@ class Wsam(Sam):
             handed.gradient = (1 - a) * g + a * g_s
         else:
             handed.extra = a * (g_s - g)
+            handed.preconditioned = self.mode == "preconditioned"
         return handed
 
 

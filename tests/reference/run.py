@@ -108,7 +108,7 @@ def reference_run(
         after_base = base.step(w, clip * handed.gradient, lr)
         record = Record(after_base, handed)
         if handed.extra is not None:
-            extra = lr * clip * handed.extra
+            extra = lr * clip * handed.extra / (base.preconditioner() if handed.preconditioned else 1.0)
             record.weights = after_base - extra
             record.step_ratio = (extra.norm() / (after_base - w).norm()).item()
         w = record.weights

@@ -93,6 +93,8 @@ SPECS = [
     Spec("wsam-decoupled", "wsam", {"rho": 0.2, "mode": "decoupled", "gamma": 0.9}),
     Spec("wsam-decoupled-k3", "wsam", {"rho": 0.3, "mode": "decoupled", "gamma": 0.5, "steps": 3}),
     Spec("wsam-decoupled-asam", "wsam", {"rho": 0.5, "mode": "decoupled", "gamma": 0.7, "adaptive": True}),
+    Spec("wsam-preconditioned", "wsam", {"rho": 0.2, "mode": "preconditioned", "gamma": 0.5}),
+    Spec("wsam-preconditioned-k2", "wsam", {"rho": 0.1, "mode": "preconditioned", "gamma": 0.3, "steps": 2}),
     Spec("xsam", "xsam", {"rho": 0.3}),
     Spec("xsam-k3", "xsam", {"rho": 0.6, "steps": 3}),
     Spec("xsam-by-steps", "xsam", {"rho": 0.3, "rho_max": 1.2, "refresh": 4, "alpha_max": 2.4, "alpha_points": 9}),
