@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO_ENV ?= .venv
 TEST_ENV ?= .venv-test
 
-.PHONY: test-libraries demo test test-all test-deepspeed test-oldest test-wheel lint clean
+.PHONY: test-libraries demo docs test test-all test-deepspeed test-oldest test-newest test-wheel lint clean
 
 demo: $(DEMO_ENV)/.ready
 	$(DEMO_ENV)/bin/hf-sharpness train recipes/digits-vit.yaml
@@ -18,6 +18,10 @@ test: $(TEST_ENV)/.ready
 test-all: $(TEST_ENV)/.ready
 	$(TEST_ENV)/bin/python -m pytest -n 2 --dist loadfile -m ""
 
+# The documentation's site, in site/.
+docs: $(TEST_ENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(TEST_ENV)/bin/python -m mkdocs build --strict
+
 test-deepspeed: $(TEST_ENV)/deepspeed/.ready
 	$(TEST_ENV)/deepspeed/bin/python -m pytest tests/modes/test_mode_deepspeed.py
 
@@ -27,6 +31,10 @@ test-wheel: $(TEST_ENV)/.ready
 # The oldest versions that setup.cfg allows.
 test-oldest: $(TEST_ENV)-oldest/.ready
 	$(TEST_ENV)-oldest/bin/python -m pytest -n 2 --dist loadfile
+
+# The newest versions of everything, whatever constraints.txt says.
+test-newest: $(TEST_ENV)-newest/.ready
+	$(TEST_ENV)-newest/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(TEST_ENV)/.ready
 	$(TEST_ENV)/bin/ruff format .
@@ -51,6 +59,11 @@ $(TEST_ENV)-oldest/.ready: setup.cfg constraints-oldest.txt
 	$(TEST_ENV)-oldest/bin/python -m pip install -c constraints-oldest.txt -e ".[test]"
 	touch $@
 
+$(TEST_ENV)-newest/.ready: setup.cfg
+	$(PYTHON) -m venv $(TEST_ENV)-newest
+	$(TEST_ENV)-newest/bin/python -m pip install -e ".[test]"
+	touch $@
+
 # An environment on top of the tests': with DeepSpeed installed every process that makes a Trainer imports it.
 $(TEST_ENV)/deepspeed/.ready: $(TEST_ENV)/.ready
 	$(PYTHON) -m venv $(TEST_ENV)/deepspeed
@@ -60,7 +73,7 @@ $(TEST_ENV)/deepspeed/.ready: $(TEST_ENV)/.ready
 	touch $@
 
 clean:
-	rm -rf $(DEMO_ENV) $(TEST_ENV) $(TEST_ENV)-oldest build *.egg-info
+	rm -rf $(DEMO_ENV) $(TEST_ENV) $(TEST_ENV)-oldest $(TEST_ENV)-newest build site *.egg-info
 
 # Libraries with trainers of their own that want older versions than ours: an environment on top of the tests'.
 test-libraries: $(TEST_ENV)/libraries/.ready

@@ -1,7 +1,7 @@
-"""Writes the README's table of arguments from their definitions.
+"""Writes docs/arguments.md's table from the definitions of the arguments.
 
 python scripts/argument_table.py            # print the table
-python scripts/argument_table.py --write    # put it into README.md
+python scripts/argument_table.py --write    # put it into docs/arguments.md
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hf_sharpness.argument_definitions import descriptions
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "arguments.md"
 BEGIN, END = "<!-- arguments: begin -->", "<!-- arguments: end -->"
 
 
@@ -24,15 +24,15 @@ def table() -> str:
     return "\n".join(rows)
 
 
-def readme_with_table() -> str:
-    """The README with the table between its two marks brought up to date."""
-    text = README.read_text()
+def page_with_table() -> str:
+    """The page with the table between its two marks brought up to date."""
+    text = PAGE.read_text()
     head, rest = text.split(BEGIN)
     return f"{head}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":
     if "--write" in sys.argv:
-        README.write_text(readme_with_table())
+        PAGE.write_text(page_with_table())
     else:
         print(table())

@@ -1,4 +1,4 @@
-"""Writes docs/modes.md and the README's short table: runs every test in tests/modes and keeps what has been shown.
+"""Writes docs/modes.md and docs/verified-modes.md: runs every test in tests/modes and keeps what has been shown.
 
 python scripts/mode_table.py            # run them, the slow ones too, and write the tables of those that passed
 python scripts/mode_table.py --check    # run nothing: are the committed tables those of the tests' markers?
@@ -14,34 +14,29 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "modes.md"
-README = ROOT / "README.md"
-BEGIN, END = "<!-- modes: begin -->", "<!-- modes: end -->"
+PAGES = ("modes.md", "verified-modes.md")
 PYTEST = ("pytest", "tests/modes", "-q", "-m", "", "-p", "no:cacheprovider", "-p", "no:xdist")
 
 
-def tables(*options: str) -> tuple[int, str, str]:
-    """Run (or only collect) the tests. Returns pytest's exit code, the page, and the README with the short table."""
+def pages(*options: str) -> tuple[int, dict[str, str]]:
+    """Run (or only collect) the tests. Returns pytest's exit code, and the pages by their names in docs/."""
     with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder, "modes.md")
-        done = subprocess.run([sys.executable, "-m", *PYTEST, "--modes-table", str(page), *options], cwd=ROOT)
-        if not page.exists():
+        done = subprocess.run([sys.executable, "-m", *PYTEST, "--modes-table", folder, *options], cwd=ROOT)
+        if not all(Path(folder, name).exists() for name in PAGES):
             raise SystemExit(done.returncode)
-        head, rest = README.read_text().split(BEGIN)
-        readme = f"{head}{BEGIN}\n{page.with_suffix('.brief').read_text()}{END}{rest.split(END)[1]}"
-        return done.returncode, page.read_text(), readme
+        return done.returncode, {name: Path(folder, name).read_text() for name in PAGES}
 
 
 def main() -> int:
     if "--check" in sys.argv:
-        code, page, readme = tables("--collect-only", "-qq")
-        if code or PAGE.read_text() != page or README.read_text() != readme:
-            print("docs/modes.md or README.md is not what the tests show: run python scripts/mode_table.py")
+        code, made = pages("--collect-only", "-qq")
+        if code or any((ROOT / "docs" / name).read_text() != text for name, text in made.items()):
+            print(f"docs/{' or docs/'.join(PAGES)} is not what the tests show: run python scripts/mode_table.py")
             return 1
         return 0
-    code, page, readme = tables()
-    PAGE.write_text(page)
-    README.write_text(readme)
+    code, made = pages()
+    for name, text in made.items():
+        (ROOT / "docs" / name).write_text(text)
     return code
 
 

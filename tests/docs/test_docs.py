@@ -22,11 +22,13 @@ NEEDS = {
     "hyperparameter-search": ("datasets", "optuna"),
     "ray-tune": ("datasets", "ray"),
 }
-OPTIONAL = {"README": "trl"}
+OPTIONAL = {"README": "trl", "training-step": "trl"}
 """A package that some of a page's snippets need: these are run apart from the others."""
 SLOW = ("train digits-vit", "train first-try", "accelerate launch", "torchrun", "--sam_rho 0.05")
 """What a command that takes long has in it (the last: it differs from one that is run by its rho alone)."""
 TWO_PROCESSES = ("accelerate launch", "torchrun")
+PRELUDE = ("README", "getting-started")
+"""Pages whose snippets take a model and data for granted."""
 MADE_BY_CI = ("make ", "pip ")
 """Commands that set the environment up: CI runs them, this test lives in what they made."""
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.M | re.S)
@@ -86,7 +88,7 @@ def test_the_snippets_of_a_page_run_one_after_the_other(
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     script = furnished / f"{request.node.callspec.id}_page.py"
-    prelude = (Path(__file__).parent / "readme_prelude.py").read_text() if page.stem == "README" else ""
+    prelude = (Path(__file__).parent / "prelude.py").read_text() if page.stem in PRELUDE else ""
     script.write_text("\n".join([prelude, *code]))
     run([sys.executable, script.name], furnished)
 
@@ -112,13 +114,15 @@ def test_accelerate_reads_the_configs(name: str, kind: str, processes: int, cpu:
     )
 
 
-COMMANDS = [
-    line
-    for p in PAGES
-    for code in blocks(p, "bash")
-    for line in code.splitlines()
-    if line and not line.startswith(MADE_BY_CI)
-]
+COMMANDS = list(
+    dict.fromkeys(
+        line
+        for page in PAGES
+        for code in blocks(page, "bash")
+        for line in code.splitlines()
+        if line and not line.startswith(MADE_BY_CI)
+    )
+)
 
 
 @pytest.mark.parametrize(

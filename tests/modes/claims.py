@@ -81,39 +81,56 @@ class Claims:
         only_collected = session.config.option.collectonly
         shown = self.all if only_collected else self.passed - self.failed
         claims = [claim for nodeid in self.all if nodeid in shown for claim in self.all[nodeid]]
-        Path(self.table).write_text(page(claims))
-        Path(self.table).with_suffix(".brief").write_text(rows((c for c in claims if c.brief), "brief"))
+        folder = Path(self.table)
+        (folder / "modes.md").write_text(page(claims))
+        (folder / "verified-modes.md").write_text(verified_page(claims))
 
 
 HEAD = """# What runs in which mode
 
-Made by `python scripts/mode_table.py` from the tests in `tests/modes` that passed; do not edit.
-
 - **exact**: bit for bit the run it is compared with, or equal to a float64 reference to 1e-9.
-- **within rounding**: equal up to the rounding of the arithmetic that the mode itself uses.
+- **within rounding**: equal up to the rounding of the arithmetic that the mode itself uses
+  ([how much that is](numerical-notes.md)).
 - **skipped as stock**: the step is skipped as transformers' own Trainer skips it; nothing is changed bit for bit.
 - **clean**: weights are bit for bit unperturbed wherever they can be seen, and no run hangs.
 - **refused**: a clear error before the first step, naming the remedy.
 
-What needs a GPU is in [gpu.md](gpu.md).
+Every row is shown by a test: [all rows, with their tests](verified-modes.md). What needs a GPU is in [gpu.md](gpu.md).
+
+<!-- Made by `python scripts/mode_table.py` from the tests in `tests/modes` that passed; do not edit. -->
+
+"""
+
+VERIFIED = """# Modes, row by row
+
+What the words mean is said with the [short table](modes.md), which has the rows that matter to most.
+
+<!-- Made by `python scripts/mode_table.py` from the tests in `tests/modes` that passed; do not edit. -->
 
 """
 
 
 def page(claims: Iterable[Claim]) -> str:
-    """The whole file."""
-    return HEAD + rows(claims, "mode")
+    """The page for users: a row for every mode in brief."""
+    return HEAD + rows((claim for claim in claims if claim.brief), "brief", tests=False)
 
 
-def rows(claims: Iterable[Claim], key: str) -> str:
-    """A table with a row for every value of one attribute of the claims."""
+def verified_page(claims: Iterable[Claim]) -> str:
+    """The page of all modes, with the tests that show them."""
+    return VERIFIED + rows(claims, "mode", tests=True)
+
+
+def rows(claims: Iterable[Claim], key: str, tests: bool) -> str:
+    """A table with a row for every value of one attribute of the claims, and a column for their tests if wanted."""
     claims = list(claims)
-    rows = ["| mode | " + " | ".join(METHODS) + " | shown by |", "|---" * (len(METHODS) + 2) + "|"]
+    columns = ["mode", *METHODS, *(["shown by"] if tests else [])]
+    rows = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for mode in dict.fromkeys(getattr(claim, key) for claim in claims):
         of_mode = [claim for claim in claims if getattr(claim, key) == mode]
         cells = [cell(claim.result for claim in of_mode if claim.method == method) for method in METHODS]
-        tests = ", ".join(f"`{test}`" for test in dict.fromkeys(claim.test for claim in of_mode))
-        rows.append(f"| {mode} | {' | '.join(cells)} | {tests} |")
+        if tests:
+            cells.append(", ".join(f"`{test}`" for test in dict.fromkeys(claim.test for claim in of_mode)))
+        rows.append(f"| {mode} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 

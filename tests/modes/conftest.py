@@ -1,4 +1,4 @@
-"""The marker `shows`, which every row of docs/modes.md comes from, and the launcher of real ranks."""
+"""The marker `shows`, which every row of the pages of modes comes from, and the launcher of real ranks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from claims import Claims
 from launch import Ranks, launch
 
 MARKER = (
-    "shows(mode, result, method=None, brief=None): what a passing test shows for docs/modes.md. `result` is one of "
+    "shows(mode, result, method=None, brief=None): what a passing test shows for the modes' pages. `result` is one of "
     "claims.RESULTS; `method` one name, a list of them, 'all', or by default that of the test's `spec`; `brief` the "
-    "row of the README's short table, for the modes that belong there."
+    "row of the short table, docs/modes.md, for the modes that belong there."
 )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--modes-table", help="write the table of modes, from the marked tests that passed, to this file")
+    parser.addoption("--modes-table", help="a folder for the pages of modes, made from the marked tests that passed")
 
 
 def pytest_configure(config: pytest.Config) -> None:

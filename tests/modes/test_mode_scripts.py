@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from claims import RESULTS, Claim, cell, page
+from claims import RESULTS, Claim, cell, page, verified_page
 from launch import ROOT, environment
 
 
@@ -34,25 +34,29 @@ def test_a_failed_test_shows_nothing(tmp_path: Path) -> None:
         (tmp_path / name).write_text((Path(__file__).parent / name).read_text())
     (tmp_path / "test_three.py").write_text(
         "import pytest\n"
-        "shows = lambda mode: pytest.mark.shows(mode=mode, method='SAM', result='exact')\n"
+        "shows = lambda mode: pytest.mark.shows(mode=mode, method='SAM', result='exact', brief=mode)\n"
         "@shows('good')\ndef test_good(): pass\n"
         "@shows('bad')\ndef test_bad(): assert False\n"
         "@pytest.mark.xfail\n@shows('hoped for')\ndef test_hoped(): assert False\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir", ".", ".", "--modes-table", "table"]
+    command = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir", ".", ".", "--modes-table", "."]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=120)
     assert done.returncode == 1, done.stdout + done.stderr
-    text = (tmp_path / "table").read_text()
-    assert "| good | exact | – | – | – | `test_three.py::test_good` |" in text
-    assert "bad" not in text
-    assert "hoped for" not in text
+    brief, whole = (tmp_path / "modes.md").read_text(), (tmp_path / "verified-modes.md").read_text()
+    assert "| good | exact | – | – | – |\n" in brief
+    assert "| good | exact | – | – | – | `test_three.py::test_good` |" in whole
+    for text in (brief, whole):
+        assert "bad" not in text
+        assert "hoped for" not in text
 
 
 def test_the_weakest_result_counts() -> None:
     assert cell(["exact", "within rounding"]) == "within rounding"
     assert cell([]) == "–"
     assert all(cell([result]) == result for result in RESULTS)
-    assert "| m | – | exact | – | – | `t` |" in page([Claim("m", "WSAM coupled", "exact", "t")])
+    claim = Claim("m", "WSAM coupled", "exact", "t")
+    assert "| m | – | exact | – | – | `t` |" in verified_page([claim])
+    assert "exact | – |" not in page([claim])  # not in brief
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

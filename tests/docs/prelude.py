@@ -1,4 +1,4 @@
-"""What the README's snippets take for granted: a model, data and a loss."""
+"""What the snippets of the first pages take for granted: a model, data and a loss."""
 
 import torch
 from torch import nn

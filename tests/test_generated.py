@@ -1,4 +1,4 @@
-"""The tables of the README and of the documentation say what the code says."""
+"""What is made from the code says what the code says: tables of the documentation, the picture of the layers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def script(name: str) -> Any:
 
 
 def test_the_table_of_arguments_is_current() -> None:
-    assert script("argument_table").readme_with_table() == (ROOT / "README.md").read_text(), (
+    assert script("argument_table").page_with_table() == (ROOT / "docs" / "arguments.md").read_text(), (
         "run: python scripts/argument_table.py --write"
     )
 
@@ -28,4 +28,10 @@ def test_the_tables_of_recipe_keys_are_current() -> None:
     pytest.importorskip("pydantic")
     assert script("recipe_table").page_with_tables() == (ROOT / "docs" / "recipes.md").read_text(), (
         "run: python scripts/recipe_table.py --write"
+    )
+
+
+def test_the_picture_of_the_layers_is_current() -> None:
+    assert script("layer_picture").picture() == (ROOT / "docs" / "layers.svg").read_text(), (
+        "run: python scripts/layer_picture.py --write"
     )
