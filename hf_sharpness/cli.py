@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "compare", help="does it help on my task? compare RECIPE [--arms base,sam,wsam,xsam] [...]", add_help=False
     )
     compare.add_argument("arguments", nargs=argparse.REMAINDER)
+    rho = commands.add_parser("rho", help="which rho? a range test: rho RECIPE [--batches 4] [...]", add_help=False)
+    rho.add_argument("arguments", nargs=argparse.REMAINDER)
     commands.add_parser("recipes", help="list the bundled recipes", aliases=["list"])
 
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -66,6 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             from hf_sharpness.tasks.command import main as train_recipe
 
             return train_recipe(arguments[1:])
+        if arguments[:1] == ["rho"]:
+            require_recipes_extra("rho")
+            from hf_sharpness.measure.rho_cli import main as test_range
+
+            return test_range(arguments[1:])
         parser.parse_args(arguments)
         return _list_recipes()
     except RecipeError as error:

@@ -20,7 +20,7 @@ LAYERS = [
     {"training"},
     {"trainer"},
     {"run", "patching", "tasks", "integrations"},
-    {"compare"},
+    {"compare", "measure"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

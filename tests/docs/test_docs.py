@@ -24,7 +24,7 @@ NEEDS = {
 }
 OPTIONAL = {"README": "trl", "training-step": "trl"}
 """A package that some of a page's snippets need: these are run apart from the others."""
-SLOW = ("train digits-vit", "train first-try", "accelerate launch", "torchrun", "--sam_rho 0.05")
+SLOW = ("hf-sharpness rho", "train digits-vit", "train first-try", "accelerate launch", "torchrun", "--sam_rho 0.05")
 """What a command that takes long has in it (the last: it differs from one that is run by its rho alone)."""
 TWO_PROCESSES = ("accelerate launch", "torchrun")
 PRELUDE = ("README", "getting-started")

@@ -1,0 +1,1 @@
+"""How sharp a model's loss is, and over which rho: `hf-sharpness rho`."""
