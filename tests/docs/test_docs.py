@@ -22,12 +22,12 @@ NEEDS = {
     "hyperparameter-search": ("datasets", "optuna"),
     "ray-tune": ("datasets", "ray"),
 }
-OPTIONAL = {"README": "trl", "training-step": "trl"}
+OPTIONAL = {"training-step": "trl"}
 """A package that some of a page's snippets need: these are run apart from the others."""
 SLOW = ("hf-sharpness rho", "train digits-vit", "train first-try", "accelerate launch", "torchrun", "--sam_rho 0.05")
 """What a command that takes long has in it (the last: it differs from one that is run by its rho alone)."""
 TWO_PROCESSES = ("accelerate launch", "torchrun")
-PRELUDE = ("README", "getting-started")
+PRELUDE = ("getting-started",)
 """Pages whose snippets take a model and data for granted."""
 MADE_BY_CI = ("make ", "pip ")
 """Commands that set the environment up: CI runs them, this test lives in what they made."""
