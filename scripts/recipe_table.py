@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from hf_sharpness.tasks.sections import DataSection, ModelSection, described_keys
+from hf_sharpness.tasks.sections import DataSection, ModelSection, PeftSection, described_keys
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
 
@@ -26,7 +26,7 @@ def table(section_class: type) -> str:
 def page_with_tables() -> str:
     """The page with each table between its two marks brought up to date."""
     text = PAGE.read_text()
-    for name, section_class in (("model", ModelSection), ("data", DataSection)):
+    for name, section_class in (("model", ModelSection), ("data", DataSection), ("peft", PeftSection)):
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         head, rest = text.split(begin)
         text = f"{head}{begin}\n{table(section_class)}\n{end}{rest.split(end)[1]}"
@@ -37,4 +37,4 @@ if __name__ == "__main__":
     if "--write" in sys.argv:
         PAGE.write_text(page_with_tables())
     else:
-        print(table(ModelSection), table(DataSection), sep="\n\n")
+        print(*map(table, (ModelSection, DataSection, PeftSection)), sep="\n\n")

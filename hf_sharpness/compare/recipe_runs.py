@@ -96,6 +96,8 @@ class RecipeSubject:
             "training": training,
             "metric": self.metric,
         }
+        if recipe.peft is not None:
+            content["peft"] = _given(recipe.peft)
         return json.loads(json.dumps(content))
 
     def facts(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from . import run
 from .errors import RecipeError
 from .flags import apply_flags, load_named, training_parser
-from .sections import DataSection, ModelSection, described_keys
+from .sections import DataSection, ModelSection, PeftSection, described_keys
 from .terminal import quiet
 
 
@@ -44,7 +44,7 @@ def _help(everything: bool) -> str:
     if not everything:
         return f"{text}\n`hf-sharpness train --help-all` lists every training argument and every key of a recipe."
     parts = [text]
-    for name, section in (("model", ModelSection), ("data", DataSection)):
+    for name, section in (("model", ModelSection), ("data", DataSection), ("peft", PeftSection)):
         parts.append(f"keys of the section {name}, also as flags --{name}.KEY VALUE:")
         for key, kind, default, meaning in described_keys(section):
             about = f"{' '.join(meaning.split())} ({kind}; default {default})"

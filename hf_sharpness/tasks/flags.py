@@ -36,7 +36,8 @@ def apply_flags(recipe: Recipe, arguments: Sequence[str]) -> bool:
 
     Args:
         recipe: The recipe.
-        arguments: `--data.KEY VALUE`, `--model.KEY VALUE`, flags of TrainingArguments, and --overwrite_output_dir.
+        arguments: `--data.KEY VALUE`, `--model.KEY VALUE`, `--peft.KEY VALUE`, flags of TrainingArguments, and
+            --overwrite_output_dir.
 
     Returns:
         Whether the run that the output folder holds is to be replaced.
@@ -58,7 +59,7 @@ def apply_flags(recipe: Recipe, arguments: Sequence[str]) -> bool:
 
 
 def split_dotted(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Separate `--model.KEY VALUE` and `--data.KEY VALUE` (or `=VALUE`) from the flags of TrainingArguments.
+    """Separate `--model.KEY VALUE` and the like (or `=VALUE`) from the flags of TrainingArguments.
 
     Returns:
         The dotted names with their values as text, and the remaining arguments.
@@ -72,7 +73,7 @@ def split_dotted(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[
     while position < len(arguments):
         argument = arguments[position]
         position += 1
-        if not argument.startswith(("--model.", "--data.")):
+        if not argument.startswith(("--model.", "--data.", "--peft.")):
             rest.append(argument)
             continue
         name, equals, value = argument[2:].partition("=")

@@ -11,6 +11,7 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from ..arguments import TrainingArguments
 from ..engine.optimizers import is_adaptive
 from ..trainer import Trainer
+from .adapters import with_adapters
 from .arguments import REFUSALS, refused, training_arguments, try_optimization
 from .extra import require_recipes_extra
 from .folders import check_free, find_checkpoint
@@ -105,7 +106,9 @@ def build_task(recipe: Recipe, data: Splits) -> Task:
         RecipeError: The model cannot be built or loaded, or does not fit the data.
     """
     build = build_image_task if recipe.task == "image-classification" else build_text_task
-    return build(recipe, data)
+    task = build(recipe, data)
+    task.model = with_adapters(recipe, task.model)
+    return task
 
 
 def method_in_words(arguments: Any) -> str:

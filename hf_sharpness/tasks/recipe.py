@@ -5,6 +5,7 @@ description: one line             # shown by `hf-sharpness recipes`
 metrics: [accuracy, macro_f1]     # or the path of a local `evaluate` metric script
 model: {...}                      # ModelSection
 data: {...}                       # DataSection
+peft: {...}                       # PeftSection; without it, all weights are trained
 training: {...}                   # any field of hf_sharpness.TrainingArguments
 """
 
@@ -24,11 +25,11 @@ from ..sharing.values import short
 from .bundled import RECIPE_NAME
 from .errors import RecipeError, first_line
 from .schema import build, check, unknown
-from .sections import STRICT, DataSection, ModelSection, Tasks
+from .sections import STRICT, DataSection, ModelSection, PeftSection, Tasks
 from .yaml12 import dump_yaml, parse_yaml
 
 _LARGEST = 2.0**53
-_TOP_LEVEL = ("task", "description", "metrics", "model", "data", "training")
+_TOP_LEVEL = ("task", "description", "metrics", "model", "data", "peft", "training")
 
 
 @dataclass(config=STRICT)
@@ -45,6 +46,8 @@ class Recipe:
     """Keyword arguments of `hf_sharpness.TrainingArguments`: see `check_training`."""
     metrics: list[str] = Field(default_factory=lambda: ["accuracy", "macro_f1"])
     """`accuracy`, `macro_f1`, or paths of local metric scripts for `evaluate`."""
+    peft: PeftSection | None = None
+    """Adapters to train in the place of the model's weights. Default None: the weights themselves."""
     description: str = ""
     """One line that `hf-sharpness recipes` shows."""
     origin: str = "recipe"
@@ -67,7 +70,8 @@ class Recipe:
     def save(self, path: str | Path) -> None:
         """Write the recipe as YAML that `load_recipe` reads back to an equal recipe (`origin` aside)."""
         content = dataclasses.asdict(self)
-        Path(path).write_text(dump_yaml({key: content[key] for key in _TOP_LEVEL}), encoding="utf-8")
+        said = {key: content[key] for key in _TOP_LEVEL if key != "peft" or self.peft is not None}
+        Path(path).write_text(dump_yaml(said), encoding="utf-8")
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -103,6 +107,9 @@ def load_recipe(path: str | Path) -> Recipe:
         sections["training"] = {**sections["training"], "sharpness_config": str(beside)}
     sections["model"] = build(ModelSection, sections["model"], "model", origin)
     sections["data"] = build(DataSection, sections["data"], "data", origin)
+    if content.get("peft") is not None:
+        check(content["peft"], dict[str, Any], "peft", origin)
+        sections["peft"] = build(PeftSection, content["peft"], "peft", origin)
     recipe = build(Recipe, {**content, **sections, "origin": origin}, "", origin)
     check_values(recipe)
     return recipe
@@ -113,7 +120,7 @@ def override(recipe: Recipe, name: str, text: str) -> None:
 
     Args:
         recipe: The recipe to change.
-        name: `model.KEY` or `data.KEY`; entries of a mapping follow after further dots.
+        name: `model.KEY`, `data.KEY` or `peft.KEY`; entries of a mapping follow after further dots.
         text: The value as YAML; taken literally where the entry is a string.
 
     Raises:
@@ -121,7 +128,7 @@ def override(recipe: Recipe, name: str, text: str) -> None:
     """
     flag = f"--{name}"
     section_name, key, *inner = name.split(".")
-    section = getattr(recipe, section_name)
+    section = getattr(recipe, section_name) or PeftSection()  # the only section that a recipe may leave out
     entries = dataclasses.asdict(section)
     if key not in entries:
         raise unknown(key, f"in section {section_name}", entries, flag)
@@ -155,9 +162,10 @@ def check_values(recipe: Recipe) -> None:
     Raises:
         RecipeError: A value is not valid.
     """
-    for name in ("model", "data"):
+    for name in ("model", "data", "peft"):
         section = getattr(recipe, name)
-        build(type(section), dataclasses.asdict(section), name, recipe.origin)
+        if section is not None:
+            build(type(section), dataclasses.asdict(section), name, recipe.origin)
     if recipe.data.second_test is not None:
         second_test(recipe)
 

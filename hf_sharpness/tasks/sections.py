@@ -7,7 +7,7 @@ pydantic checks them, in strict mode: '3' is no number, and an unknown key is an
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
@@ -18,6 +18,8 @@ STRICT = ConfigDict(
 Tasks = Literal["image-classification", "sequence-classification"]
 
 _MOST = 2**31 - 1
+ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")]
+"""A plain name: the peft library would take some texts for regular expressions, which may take for ever to match."""
 
 
 @dataclass(config=STRICT)
@@ -79,6 +81,9 @@ class DataSection:
     """Share of the training split cut off for the test where there is no test split."""
     train_samples: int | None = Field(default=None, ge=1, le=_MOST)
     """Most training examples to keep, drawn at random. Without it: all."""
+    train_fraction: float | None = Field(default=None, gt=0, le=1)
+    """Share of the training examples to keep, of those that the cuts leave, drawn as `train_samples` draws; the smaller
+    of the two counts. A larger share holds a smaller one's examples."""
     eval_samples: int | None = Field(default=None, ge=1, le=_MOST)
     """Most evaluation examples to keep."""
     test_samples: int | None = Field(default=None, ge=1, le=_MOST)
@@ -96,6 +101,21 @@ class DataSection:
     it needs the same classes. `hf-sharpness compare` reads it."""
     max_length: int = Field(default=128, ge=1, le=_MOST)
     """Tokens after which a text is cut."""
+
+
+@dataclass(config=STRICT)
+class PeftSection:
+    """LoRA adapters to train in the place of the model's own weights."""
+
+    r: int = Field(default=8, ge=1, le=1024)
+    """Rank of the adapters."""
+    alpha: float | None = Field(default=None, gt=0, le=_MOST)
+    """Their output is scaled by alpha / r. Without it: r, which scales by 1."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the adapters."""
+    target_modules: list[ModuleName] | None = Field(default=None, min_length=1, max_length=64)
+    """Names of the linear layers that get one, such as `[query, value]` (the last part of a name is enough), or
+    `[all-linear]`. Without it: what the peft library knows for the architecture."""
 
 
 def described_keys(section_class: type) -> list[tuple[str, str, str, str]]:

@@ -59,6 +59,8 @@ MOST_OF_TRAINING = {
 """A shared recipe may not ask for more, beside what bounds a shared config; the command line may."""
 MOST_IN_CONFIG = {"image_size": 1024}
 """The same for entries of a model's configuration; all others have LARGEST."""
+MOST_RANK = 256
+"""The same for the rank of adapters."""
 LARGEST = 1_000_000
 _MOST_WILDCARDS = 4  # in a pattern of file names: more may take for ever to match
 
@@ -150,7 +152,7 @@ def check_shared_recipe(recipe: Mapping[str, Any], origin: str) -> None:
     """Refuse a recipe from somebody else that reaches for more than model, data and hyper-parameters.
 
     Args:
-        recipe: its entries ``training``, ``model``, ``data`` and ``metrics``, all of them optional.
+        recipe: its entries ``training``, ``model``, ``data``, ``peft`` and ``metrics``, all of them optional.
         origin: how an error names the recipe.
 
     Raises:
@@ -173,12 +175,23 @@ def check_shared_recipe(recipe: Mapping[str, Any], origin: str) -> None:
     _refuse_paths(data, f"{origin}: data")
     _check_config(model.get("config"), f"{origin}: model.config")
     _check_data(data, f"{origin}: data")
+    _check_peft(recipe.get("peft") or {}, f"{origin}: peft")
     for metric in recipe.get("metrics") or []:
         if not (isinstance(metric, str) and metric in METRICS):
             raise RecipeError(
                 f"{origin}: metrics: {short(metric)} is not allowed in a shared recipe, only built-in metrics are "
                 f"({', '.join(METRICS)})"
             )
+
+
+def _check_peft(peft: Mapping[str, Any], where: str) -> None:
+    """Refuse adapters that are larger than most models' layers; all else is bounded for every recipe."""
+    rank = peft.get("r")
+    if isinstance(rank, int | float) and rank > MOST_RANK:
+        raise RecipeError(
+            f"{where}.r: {short(rank)} is too large for a shared recipe: must be at most {MOST_RANK}, or be given with "
+            "--peft.r"
+        )
 
 
 def _check_data(data: Mapping[str, Any], where: str) -> None:

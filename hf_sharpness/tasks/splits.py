@@ -12,6 +12,7 @@ import numpy as np
 from .errors import RecipeError
 from .hub_source import read_with_datasets
 from .recipe import Recipe
+from .sections import DataSection
 from .sources import SOURCES, Examples, Splits, read_builtin
 
 
@@ -41,7 +42,7 @@ def load_data(recipe: Recipe) -> Splits:
         train, evaluation = _cut(train, section.validation_fraction, eval_rng)
     for examples in (train, evaluation):  # so that a test_seed cuts the test split that it would cut as `seed`
         test_cap_rng.permutation(len(examples))
-    train = _cap(train, section.train_samples, cap_rng)
+    train = _cap(train, _train_cap(section, len(train)), cap_rng)
     evaluation = _cap(evaluation, section.eval_samples, cap_rng)
     test = _cap(test, section.test_samples, test_cap_rng)
     if not (len(train) and len(evaluation) and len(test)):
@@ -71,6 +72,14 @@ def _cut(examples: Examples, fraction: float, rng: np.random.Generator) -> tuple
     order = rng.permutation(len(examples))
     size = round(fraction * len(examples))
     return examples.select(np.sort(order[size:])), examples.select(np.sort(order[:size]))
+
+
+def _train_cap(section: DataSection, available: int) -> int | None:
+    """How many training examples to keep at most; None: all."""
+    if section.train_fraction is None:
+        return section.train_samples
+    share = max(1, round(section.train_fraction * available))
+    return share if section.train_samples is None else min(share, section.train_samples)
 
 
 def _cap(examples: Examples, cap: int | None, rng: np.random.Generator) -> Examples:

@@ -88,3 +88,21 @@ def test_a_test_seed_keeps_the_test_split_while_the_seed_moves_the_rest():
     assert rows(own)["train"] != rows(moved)["train"]
     assert not set(rows(moved)["test"]) & set(rows(moved)["train"] + rows(moved)["eval"])
     assert rows(digits(seed=3, test_seed=3, **caps)) == rows(own)
+
+
+def test_a_share_of_the_training_examples():
+    """Of those that the cuts leave; test and evaluation are as ever, and a larger share holds the smaller one."""
+    tenth, half = digits(train_fraction=0.1), digits(train_fraction=0.5)
+    assert (len(tenth.train), len(half.train)) == (round(0.1 * 1294), 647)
+    assert set(tenth.train.rows) < set(half.train.rows)
+    assert [rows(tenth)[name] for name in ("eval", "test")] == [rows(digits())[name] for name in ("eval", "test")]
+    assert rows(digits(train_fraction=1.0)) == rows(digits())
+    assert rows(digits(train_fraction=0.1)) == rows(digits(train_samples=129))
+    assert len(digits(train_fraction=0.5, train_samples=20).train) == 20
+    assert len(digits(train_fraction=1e-9).train) == 1
+
+
+@pytest.mark.parametrize("value", [0, 1.5, -0.1])
+def test_a_share_is_between_0_and_1(value):
+    with pytest.raises(ValueError, match="train_fraction"):
+        DataSection(source="digits", train_fraction=value)
