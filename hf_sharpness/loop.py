@@ -44,8 +44,6 @@ class SharpnessAware:
         model: the model that the closure calls.
         optimizer: the base optimizer.
         scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one. Default None.
-        autocast_dtype: the type of the closure's autocast, if it has one; matters for weights out of a bf16 checkpoint.
-            Default None.
         total_steps: how many optimizer steps the training makes, for a method that goes by its progress. Default None.
         options: the options of every method's steps, as ``hf_sharpness.methods.Options`` has them, such as
             ``scope="device"``.
@@ -61,7 +59,6 @@ class SharpnessAware:
         optimizer: torch.optim.Optimizer,
         *,
         scaler: Any = None,
-        autocast_dtype: torch.dtype | None = None,
         total_steps: int | None = None,
         **options: Any,
     ) -> None:
@@ -79,7 +76,6 @@ class SharpnessAware:
             optimizer,
             options=Options(**options),
             loss_scale=scale,
-            autocast_dtype=autocast_dtype,
             total_steps=total_steps,
         )
         self._usage = Usage(self.engine, scale)

@@ -33,8 +33,6 @@ class SAM(SharpnessAware):
             `off`. It is looked at in steps 1, 10, 100, ..., in the first of every epoch and in the first after a
             resume, which costs one more pass there. Default: warn.
         scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one. Default None.
-        autocast_dtype: the type of the closure's autocast, if it has one; matters for weights out of a bf16 checkpoint.
-            Default None.
         total_steps: how many optimizer steps the training makes, for a method that goes by its progress. Default None.
     """
     def __init__(
@@ -48,7 +46,6 @@ class SAM(SharpnessAware):
         scope: str = "global",
         check: str = "warn",
         scaler: Any = None,
-        autocast_dtype: torch.dtype | None = None,
         total_steps: int | None = None,
     ) -> None: ...
     @property
@@ -90,8 +87,6 @@ class WSAM(SharpnessAware):
             `off`. It is looked at in steps 1, 10, 100, ..., in the first of every epoch and in the first after a
             resume, which costs one more pass there. Default: warn.
         scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one. Default None.
-        autocast_dtype: the type of the closure's autocast, if it has one; matters for weights out of a bf16 checkpoint.
-            Default None.
         total_steps: how many optimizer steps the training makes, for a method that goes by its progress. Default None.
     """
     def __init__(
@@ -107,7 +102,6 @@ class WSAM(SharpnessAware):
         scope: str = "global",
         check: str = "warn",
         scaler: Any = None,
-        autocast_dtype: torch.dtype | None = None,
         total_steps: int | None = None,
     ) -> None: ...
     @property
@@ -147,8 +141,6 @@ class XSAM(SharpnessAware):
             `off`. It is looked at in steps 1, 10, 100, ..., in the first of every epoch and in the first after a
             resume, which costs one more pass there. Default: warn.
         scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one. Default None.
-        autocast_dtype: the type of the closure's autocast, if it has one; matters for weights out of a bf16 checkpoint.
-            Default None.
         total_steps: how many optimizer steps the training makes, for a method that goes by its progress. Default None.
     """
     def __init__(
@@ -167,7 +159,6 @@ class XSAM(SharpnessAware):
         scope: str = "global",
         check: str = "warn",
         scaler: Any = None,
-        autocast_dtype: torch.dtype | None = None,
         total_steps: int | None = None,
     ) -> None: ...
     @property

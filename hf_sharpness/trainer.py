@@ -120,12 +120,8 @@ class _SharpnessTrainer(MixinBase):
         if accelerator is not None and isinstance(deferred, DeferredStep):
             accelerator.deepspeed_engine_wrapped = deferred.wrapper
 
-    def _start_sharpness(self) -> bool:
-        """Build the engine, once model and optimizer are what they will be in training.
-
-        Returns:
-            Whether the weights are, or were when the training began, bfloat16 numbers under autocast.
-        """
+    def _start_sharpness(self) -> None:
+        """Build the engine, once model and optimizer are what they will be in training."""
         self._close_engine()
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         if parallelism is not None and (parallelism.cp_enabled or getattr(parallelism, "sp_enabled", False)):
@@ -149,9 +145,8 @@ class _SharpnessTrainer(MixinBase):
             loss_scale=loss_scale,
             no_sync=self._gradients_unreduced,
             weights=weights,
-            autocast_dtype=torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None,
+            is_half=self.accelerator.mixed_precision == "bf16",
             total_steps=self.state.max_steps,
-            began_on_grid=earlier.get("began_on_grid", False),
             roots=state_of(self),
         )
         self._engine.course.progress.steps_made = self.state.global_step
@@ -163,7 +158,6 @@ class _SharpnessTrainer(MixinBase):
         if at_epoch_boundary(self.state):
             self._engine.start_epoch()
         self._first_epoch_has_begun = False
-        return bool(self._engine.weights.on_grid)
 
     def _deepspeed_weights(self) -> tuple[ZeroWeights, Any]:
         """Where DeepSpeed's weights are, and its loss scale; from now on it steps when the passes are over."""

@@ -1,6 +1,7 @@
 """How much of a perturbation survives where weights are stored, or computed with, in 16 bits: a pretrained model.
 
     python scripts/half_weights.py [--steps 50] [--batches 4] [--write]
+    python scripts/half_weights.py --transient [--write]
 
 Needs the packages of the recipe trec-minilm. The model is fine-tuned for a few steps in float32 and then held in each
 of the ways below. For the SAM perturbation `delta = rho g / ||g||` of single batches, the table shows, averaged:
@@ -11,6 +12,10 @@ of the ways below. For the SAM perturbation `delta = rho g / ||g||` of single ba
   sharpness-aware step adds to the base optimizer's gradient.
 
 All losses and gradients are computed in float32, so that only the rounding of the weights is seen.
+
+`--transient`: float32 weights that begin as the bf16 numbers of a checkpoint, and are trained under bf16 autocast. How
+much of `delta` autocast lets through, `<realised, delta> / ||delta||^2` over the linear layers of the
+checkpoint, step by step. A small rho stands for a larger model, where the same rho moves each weight by less.
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ from hf_sharpness.tasks.locate import model_folder
 from hf_sharpness.tasks.sources import SOURCES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "half-weights.md"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+MARKS = "<!-- {}: begin -->", "<!-- {}: end -->"
 Vector = list[Tensor]
 
 
@@ -70,7 +75,6 @@ WAYS = {
     "float32": Way(lambda t: t, lambda t: t),
     "float32, bf16 autocast": Way(BF16, BF16, beneath=True, everywhere=False),
     "float32 out of a bf16 checkpoint, bf16 autocast, nearest": Way(BF16, BF16, everywhere=False),
-    "float32 out of a bf16 checkpoint, bf16 autocast, stochastic": Way(BF16, stochastic, everywhere=False),
     "bf16, nearest": Way(BF16, BF16),
     "bf16, stochastic": Way(BF16, stochastic),
     "fp16, nearest": Way(nearest(torch.float16), nearest(torch.float16)),
@@ -175,17 +179,59 @@ def table(rhos: list[float], steps: int, batches: int) -> str:
     return "\n".join(lines)
 
 
+def transient(rhos: list[float], lr: float, shown: list[int]) -> str:
+    lines = [
+        f"MiniLM-L6 on TREC, its weights rounded to bf16 once, then AdamW at {lr:g} in float32, batch 16; "
+        f"torch {torch.__version__}, {platform.machine()} CPU, {datetime.date.today()}.",
+        "",
+        "| warm-up | rho | " + " | ".join(f"step {step}" for step in shown) + " |",
+        "|---|---|" + "---|" * len(shown),
+    ]
+    for warmup in (0, 100):
+        model, data = prepared(0, max(shown) + 1)
+        linear = [p for m in model.base_model.modules() if isinstance(m, nn.Linear) for p in m.parameters()]
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(BF16(parameter))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t, w=warmup: min(1.0, (t + 1) / max(w, 1)))
+        found: dict[float, list[str]] = {rho: [] for rho in rhos}
+        for step, batch in enumerate(data):
+            model(**batch).loss.backward()
+            if step in shown:
+                size = float(vectors.norm([p.grad for p in model.parameters() if p.grad is not None]))
+                for rho in rhos:
+                    through = asked = 0.0
+                    for parameter in linear:
+                        weight, delta = parameter.detach(), rho / size * parameter.grad
+                        through += float(((BF16(weight + delta) - BF16(weight)).double() * delta).sum())
+                        asked += float(delta.double().square().sum())
+                    found[rho].append(f"{through / asked:.2f}")
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        for rho, values in found.items():
+            lines.append(f"| {f'{warmup} steps' if warmup else 'none'} | {rho:g} | " + " | ".join(values) + " |")
+            print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rho", type=float, nargs="+", default=[0.02, 0.05, 0.2])
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--write", action="store_true", help="put the table into docs/half-weights.md")
+    parser.add_argument("--transient", action="store_true", help="how long bf16 autocast withholds a part of it")
     options = parser.parse_args()
-    made = table(options.rho, options.steps, options.batches)
+    if options.transient:
+        name, made = "transient", transient([0.002, 0.02], 2e-5, [0, 1, 2, 3, 10, 30, 60, 100])
+    else:
+        name, made = "measured", table(options.rho, options.steps, options.batches)
     if options.write:
-        head, rest = PAGE.read_text().split(BEGIN)
-        PAGE.write_text(f"{head}{BEGIN}\n{made}\n{END}{rest.split(END)[1]}")
+        begin, end = (mark.format(name) for mark in MARKS)
+        head, rest = PAGE.read_text().split(begin)
+        PAGE.write_text(f"{head}{begin}\n{made}\n{end}{rest.split(end)[1]}")
     else:
         print(made)
 

@@ -117,7 +117,7 @@ def test_a_plain_loop_class_says_what_it_takes(ours: Any) -> None:
         assert parameter.default == (None if later else getattr(method, name))
         assert parameter.annotation == (hint | None if later else hint)
         assert f"    {name}: " in ours.__doc__
-    assert {"scope", "scaler", "autocast_dtype", "total_steps"} <= set(parameters)
+    assert {"scope", "scaler", "total_steps"} <= set(parameters)
     assert (ours.__name__, ours.__module__, ours.__qualname__) == (ours.__name__, "hf_sharpness.loop", ours.__name__)
     assert getattr(sys.modules["hf_sharpness.loop"], ours.__name__) is ours
 

@@ -51,9 +51,8 @@ class Engine:
             where they do not. With it the engine looks at every ascent whether the gradient overflowed.
         no_sync: makes a context in which a backward pass does not reduce gradients over ranks.
         weights: where weights and gradients are. Default None: in the parameters of the optimizer's groups.
-        autocast_dtype: the type that the closures compute in by autocast, None without.
+        is_half: whether the closures compute in 16 bits where their modules do not show it (compiled ones).
         total_steps: how many optimizer steps the training makes; None if that is not known.
-        began_on_grid: the training, now resumed, began with weights that are bfloat16 numbers (``weights.on_grid``).
         roots: objects beside the model that hold state of a pass. Default None: what the closures refer to.
 
     Attributes:
@@ -73,9 +72,8 @@ class Engine:
         loss_scale: Callable[[], Tensor] | None = None,
         no_sync: Callable[[], AbstractContextManager] | None = None,
         weights: Weights | None = None,
-        autocast_dtype: torch.dtype | None = None,
+        is_half: bool = False,
         total_steps: int | None = None,
-        began_on_grid: bool = False,
         roots: Iterable[Root] | None = None,
     ) -> None:
         self.model = model
@@ -89,13 +87,11 @@ class Engine:
         self.method = method.resolved(adaptive_base=is_adaptive(self.optimizer))
         options = options or Options()
         check_supported(self.method, model, self.optimizer, options.scope, self.weights.named())
-        if autocast_dtype == torch.bfloat16:
-            self.weights.find_weights_on_grid(began_on_grid)
         no_sync = no_sync or (lambda: gradients_unreduced(model))
         self.scope = Scope(options.scope, model, no_sync, self.method)
         self.loss_scale = loss_scale
         self.state = State(self.weights, roots)
-        self.guard = Guard(options.check, model, autocast_dtype is not None or loss_scale is not None)
+        self.guard = Guard(options.check, model, is_half or loss_scale is not None)
         self.metrics: dict[str, Tensor | float] = {}
         kept = Kept(self.method.name, self.method.keeps, self.weights)
         self.course = Course(Progress(total_steps), kept, Directions(self.weights, self.scope.reduces_ascent))
@@ -207,7 +203,9 @@ class Engine:
     def finish(self) -> None:
         """Run the method: afterwards p.grad holds the gradient for the base optimizer, the weights are as before."""
         with self._aborting_on_error():
-            if not self.method.is_plain:
+            if self.method.is_plain:
+                self.metrics = {}
+            else:
                 self._finish_passes()
             self.weights.finish()
 

@@ -27,11 +27,15 @@ class Trace:
 
     Args:
         records: whether to look at all: a compiled model would be compiled once more for it.
+
+    Attributes:
+        is_half: whether a module returned 16-bit numbers, as under autocast.
     """
 
     def __init__(self, records: bool) -> None:
         self.records = records
         self.calls: list[tuple[nn.Module, Tensor | None]] = []
+        self.is_half = False
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
@@ -48,7 +52,9 @@ class Trace:
     def _note(self, module: nn.Module, args: Any, output: Any) -> None:
         if len(self.calls) < MOST_CALLS:
             with torch.no_grad(), contextlib.suppress(Exception):  # tensors of every kind come by
-                self.calls.append((module, _digest(output)))
+                tensors = _tensors(output)
+                self.is_half = self.is_half or any(t.dtype in (torch.bfloat16, torch.float16) for t in tensors)
+                self.calls.append((module, _digest(tensors)))
 
     def first_difference(self, other: Trace, tolerance: float) -> nn.Module | None:
         """The first module that returned something else in the other pass, None if there is none."""
@@ -64,12 +70,14 @@ class Trace:
         return None
 
 
-def _digest(output: Any) -> Tensor | None:
+def _tensors(output: Any) -> list[Tensor]:
     if isinstance(output, Tensor):
-        tensors = [output]
-    else:
-        values = output.values() if isinstance(output, dict) else output if isinstance(output, (list, tuple)) else ()
-        tensors = [value for value in values if isinstance(value, Tensor)]
+        return [output]
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, (list, tuple)) else ()
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _digest(tensors: list[Tensor]) -> Tensor | None:
     numbers = []
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.numel():
@@ -84,7 +92,7 @@ class Guard:
     Args:
         mode: ``warn``, ``error`` or ``off``.
         model: for the names of its modules.
-        is_half: whether the closures compute in 16 bits.
+        is_half: whether the closures compute in 16 bits where their modules do not show it.
 
     Attributes:
         repetition: the comparison of the step under way, or None.
@@ -113,7 +121,7 @@ class Repetition:
     Args:
         mode: ``warn`` or ``error``.
         model: for the names of its modules.
-        is_half: whether the closures compute in 16 bits.
+        is_half: whether the closures compute in 16 bits where their modules do not show it.
 
     Attributes:
         first: what the modules returned in the first passes.
@@ -162,7 +170,8 @@ class Repetition:
         for parameter, kept in passes.bystanders:
             parameter.grad = kept
         passes.put_gradient(gradient)
-        self.floor = HALF if self.is_half else max((FLOOR.get(t.dtype, HALF) for t in gradient), default=HALF)
+        is_half = self.is_half or self.first.is_half
+        self.floor = HALF if is_half else max((FLOOR.get(t.dtype, HALF) for t in gradient), default=HALF)
         self.gradient = vectors.clone(gradient) if self.in_doubt else None
         self.made = True
 

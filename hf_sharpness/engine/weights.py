@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..vectors import Vector, is_sharded, local, placement
-from .parallel import drop_unreduced_gradients, is_tensor_parallel, rank_groups, sharded_modules, unreduced_gradients
+from ..vectors import Vector, is_sharded, placement
+from .parallel import drop_unreduced_gradients, rank_groups, sharded_modules, unreduced_gradients
 
 
 class Weights:
@@ -30,7 +30,6 @@ class Weights:
         self.model = model
         self.optimizer = optimizer
         self.sharded_modules = sharded_modules(model)
-        self.on_grid: set[int] = set()
         self.weights_changed()  # an evaluation leaves gathered copies in the place of the parameters
 
     def parameters(self) -> list[nn.Parameter]:
@@ -86,23 +85,9 @@ class Weights:
         ranks = f"{math.prod(sizes)} rank" + ("s" if sizes else "")
         return f"{ranks} (shard {self.shard_index()}, {', '.join(places)})" if places else ranks
 
-    def find_weights_on_grid(self, began_there: bool = False) -> None:
-        """Under bf16 autocast: look whether the weights are bfloat16 numbers, as they are out of a bf16 checkpoint.
-
-        Then autocast, which rounds ``w + delta`` to the nearest bfloat16 number, would give back w, until the base
-        optimizer's steps have spread the weights between those numbers.
-
-        Args:
-            began_there: they were when the training began; a resumed one does not look.
-        """
-        if is_tensor_parallel(self.model, self.parameters()):
-            return
-        rounded = _rounded_by_autocast(self.model, self.parameters())
-        self.on_grid = {id(p) for p in rounded} if began_there or _are_bfloat16_numbers(rounded) else set()
-
     def seen_in_bfloat16(self, params: Sequence[nn.Parameter]) -> list[bool]:
         """For every parameter whether it is to move on the grid of bfloat16 numbers, by stochastic rounding."""
-        return [p.dtype == torch.bfloat16 or id(p) in self.on_grid for p in params]
+        return [p.dtype == torch.bfloat16 for p in params]
 
     def stepped_together(self, params: list[nn.Parameter]) -> list[list[nn.Parameter]]:
         """The parameters, grouped by the calls of the base optimizer's ``step`` that one optimizer step makes."""
@@ -150,26 +135,3 @@ class Weights:
 
     def finish(self) -> None:
         """The gradient for the base optimizer is in ``.grad``, the weights are as before the step."""
-
-
-def _rounded_by_autocast(model: nn.Module, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Those of the float32 parameters that autocast casts: the weights of linear layers, convolutions and the like."""
-    optimized = {id(p) for p in parameters if p.dtype == torch.float32}
-    rounded = {
-        id(p): p
-        for module in model.modules()
-        if not isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-        for p in module.parameters(recurse=False)
-        if id(p) in optimized and (p.ndim > 1 or isinstance(module, nn.Linear))
-    }
-    return list(rounded.values())
-
-
-def _are_bfloat16_numbers(parameters: list[nn.Parameter]) -> bool:
-    """Whether most of the values are, as out of a bf16 checkpoint. Zeros, as adapters begin with, do not count."""
-    found = total = 0
-    for weights in local(parameters):
-        nonzero = weights != 0
-        found += int(((weights == weights.bfloat16()) & nonzero).sum())
-        total += int(nonzero.sum())
-    return found > total / 2

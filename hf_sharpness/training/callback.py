@@ -20,7 +20,7 @@ class Listener(Protocol):
 
     uses_sharpness: bool
 
-    def _start_sharpness(self) -> bool: ...
+    def _start_sharpness(self) -> None: ...
 
     def _on_epoch_begin(self) -> None: ...
 
@@ -32,12 +32,10 @@ class SharpnessCallback(TrainerCallback, ExportableState):
 
     Attributes:
         method_state: what ``Method.state_dict`` returned after the last step.
-        began_on_grid: whether the training began with weights that are bfloat16 numbers, under bf16 autocast.
     """
 
     def __init__(self) -> None:
         self.method_state: dict[str, Any] = {}
-        self.began_on_grid = False
         self._trainer: weakref.ref[Listener] | None = None
         self._watch: Watch | None = None
 
@@ -56,18 +54,18 @@ class SharpnessCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """For trainer_state.json."""
-        return {"args": {}, "attributes": {"method_state": self.method_state, "began_on_grid": self.began_on_grid}}
+        return {"args": {}, "attributes": {"method_state": self.method_state}}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         saved: Any = state.stateful_callbacks
         if not state.global_step:  # a new run, or another attempt of auto_find_batch_size: nothing is carried over
-            self.method_state, self.began_on_grid = {}, False
+            self.method_state = {}
             saved.pop(type(self).__name__, None)
         # A checkpoint of a stock Trainer has no entry for this callback, and saving the next one needs it.
         saved.setdefault(type(self).__name__, self.state())
         trainer = self.listener
         if trainer is not None:
-            self.began_on_grid = trainer._start_sharpness()
+            trainer._start_sharpness()
             assert trainer._engine is not None
             is_first = self._watch is None  # auto_find_batch_size begins anew
             self._watch = Watch(trainer, trainer._engine)

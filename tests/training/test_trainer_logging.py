@@ -147,3 +147,21 @@ def test_when_alpha_is_searched(refresh: str | int, expected: list[int], train: 
     train(Probed().double(), ITEMS, callbacks=[Counter()], **arguments)
     assert sorted(set(probes)) == expected
     assert len(probes) == len(expected) * 21 * 2
+
+
+def test_a_plain_step_has_no_series(train: Any) -> None:
+    """Steps 3 and 4 are the base optimizer's (gamma 0): the mean of four steps is that of the first two."""
+    from transformers import TrainerCallback
+
+    class Plain(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                args.wsam_gamma = 0.0
+
+    arguments = {"max_steps": 4, "optim": "wsam", "sam_rho": 0.3, "base_optim": "sgd", "wsam_mode": "coupled"}
+    single = train(Net().double(), ITEMS, callbacks=[Plain()], **arguments)
+    run = train(Net().double(), ITEMS, callbacks=[Plain()], **arguments | {"logging_steps": 4})
+    for key in ("perturbed_loss", "sharpness", "ascent_grad_norm", "perturbation_norm"):
+        first, second = single.series(key)
+        assert first != second or key == "perturbation_norm"
+        assert run.series(key) == [pytest.approx((first + second) / 2, rel=1e-5)]

@@ -36,7 +36,6 @@ class ZeroWeights(Weights):
 
     def __init__(self, engine: Any) -> None:
         self.engine = self.model = engine
-        self.on_grid: set[int] = set()
         self.zero = engine.optimizer
         self.optimizer = self.zero.optimizer
         # The ranks over which gradients are averaged and weights are split.
@@ -80,9 +79,6 @@ class ZeroWeights(Weights):
 
     def part_index(self) -> int:
         return self.shard_index()
-
-    def find_weights_on_grid(self, began_there: bool = False) -> None:
-        """The parts mix weights that autocast rounds with others: left alone."""
 
     def seen_in_bfloat16(self, params: Sequence[nn.Parameter]) -> list[bool]:
         # With bf16.enabled the parts begin as the model's own bfloat16 weights, and every pass sees them in bfloat16.
