@@ -114,6 +114,7 @@ def test_flags_win_over_the_recipe(captured):
         (["train", "digits-vit", "--seed", "-1"], ["error: command line: seed=-1"]),
         (["train", "mine.yaml"], ["error: mine.yaml: training: sam_rho=-2"]),
         (["train", "mine.yaml", "--seed", "1"], ["error: mine.yaml: training: sam_rho=-2"]),
+        (["train", "schedule.yaml", "--seed", "1"], ["error: schedule.yaml: training: ", "'nonsense'"]),
         (["train", "folder"], ["'folder'", "holds no recipe.yaml"]),
         (["train", "digits-vit", "--data.source", "trec"], ["'trec'", "digits"]),
     ],
@@ -121,6 +122,8 @@ def test_flags_win_over_the_recipe(captured):
 def test_a_user_error_is_one_line_and_status_2(arguments, words, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(MINE)
+    schedule = "lr_scheduler_type: cosine, lr_scheduler_kwargs: {nonsense: 3}"
+    (tmp_path / "schedule.yaml").write_text(f"{MINE.partition('training:')[0]}training: {{{schedule}}}\n")
     (tmp_path / "folder").mkdir()
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err

@@ -8,6 +8,7 @@ import torch
 from transformers import get_scheduler
 
 from ..arguments import TrainingArguments
+from ..trainer import Trainer
 from .errors import RecipeError, first_line
 from .folders import default_folder
 from .recipe import Recipe, check_training
@@ -34,27 +35,34 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     return arguments
 
 
-def refused(recipe: Recipe, error: BaseException) -> RecipeError:
-    """The error for training arguments that do not work: of the command line if the file's own do."""
+def refused(recipe: Recipe, error: BaseException, model: Any = None) -> RecipeError:
+    """The error for training arguments that do not work: of the command line if the file's own do.
+
+    Args:
+        recipe: What was to run.
+        error: What was raised.
+        model: The model, where optimizer and schedule may be what does not work.
+    """
     origin = f"{recipe.origin}: training"
     if recipe.training_of_file is not None:
         try:
-            TrainingArguments(**recipe.training_of_file)
+            arguments = TrainingArguments(**recipe.training_of_file)
+            if model is not None:
+                try_optimization(arguments, model)
             origin = "command line"
         except REFUSALS:
             pass
     return RecipeError(f"{origin}: {first_line(error)}")
 
 
-def try_optimization(trainer: Any) -> None:
+def try_optimization(arguments: TrainingArguments, model: Any) -> None:
     """Make optimizer and schedule once, for a single weight: what they refuse is known before the training begins.
 
     Raises:
         ValueError, TypeError, ImportError, OverflowError: As they do.
     """
-    arguments = trainer.args
     weight = torch.nn.Parameter(torch.zeros(1))
-    made, options = trainer.get_optimizer_cls_and_kwargs(arguments, trainer.model)
+    made, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
     ours = made.__module__.startswith("torch.optim")  # others may want parameters of their own kind
     optimizer = made([weight], **options) if ours else torch.optim.SGD([weight], lr=0.1)
     steps = 4

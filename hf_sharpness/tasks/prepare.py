@@ -89,9 +89,9 @@ def prepare(recipe: Recipe, overwrite: bool = False) -> PreparedRun:
             processing_class=task.processing_class,
             compute_metrics=compute_metrics,
         )
-        try_optimization(trainer)
+        try_optimization(arguments, task.model)
     except REFUSALS as error:
-        raise refused(recipe, error) from error
+        raise refused(recipe, error, task.model) from error
     if is_terminal():
         for callback in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(callback)
