@@ -65,6 +65,11 @@ class RecipeSubject:
     averaging = True
 
     def __init__(self, recipe: Recipe, metric: str | None = None) -> None:
+        if recipe.task == "instruction-tuning":
+            raise CompareError(
+                f"{recipe.name}: compare judges recipes of classifiers; for instruction tuning write a script, and "
+                "give it with --script"
+            )
         self.recipe, self.name = recipe, recipe.name
         known = [*recipe.metrics, "loss"]
         self.metric = (metric or known[0]).removeprefix("eval_").removeprefix("test_")

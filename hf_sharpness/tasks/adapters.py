@@ -8,8 +8,8 @@ from .errors import RecipeError
 from .recipe import Recipe
 
 INSTALL = "pip install 'hf_sharpness[recipes,peft]'"
-_TASK_TYPES = {"sequence-classification": "SEQ_CLS"}
-"""By which peft trains the new head too; for other tasks it is named."""
+_TASK_TYPES = {"sequence-classification": "SEQ_CLS", "instruction-tuning": "CAUSAL_LM"}
+"""By which peft trains a new head too; that of an image model is named."""
 _HEAD = "classifier"
 ALL_LINEAR = "all-linear"
 

@@ -18,7 +18,11 @@ from .metrics import scores
 from .prepare import PreparedRun, method_in_words
 from .sources import SOURCES
 
-_PIPELINES = {"image-classification": "image-classification", "sequence-classification": "text-classification"}
+_PIPELINES = {
+    "image-classification": "image-classification",
+    "sequence-classification": "text-classification",
+    "instruction-tuning": "text-generation",
+}
 """A recipe's task -> the Hub's name of it."""
 _TYPES = {"macro_f1": "f1"}
 """A metric of a recipe -> the Hub's name of it, where that is another."""
@@ -121,9 +125,10 @@ def _model(run: PreparedRun) -> str:
 
 def _data(run: PreparedRun) -> str:
     section, data = run.recipe.data, run.data
+    classes = f", {len(data.label_names)} classes" if data.label_names else ""
     noise = f"; {section.label_noise:.0%} of the training labels were made wrong" if section.label_noise else ""
     return (
-        f"Data: {_dataset(run)[0]}, {len(data.label_names)} classes, {len(data.train):,} examples for training, "
+        f"Data: {_dataset(run)[0]}{classes}, {len(data.train):,} examples for training, "
         f"{len(data.eval):,} for evaluation and {len(data.test):,} for the test (`data.seed` {section.seed}){noise}."
     )
 

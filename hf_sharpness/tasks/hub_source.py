@@ -41,7 +41,7 @@ def read_with_datasets(section: DataSection, task: str, hub_only: bool = False) 
 
     Args:
         section: The recipe's data section.
-        task: `image-classification` or `sequence-classification`; decides which columns are the input.
+        task: The recipe's; decides which columns are the input. Instruction tuning has no labels.
         hub_only: Refuse everything but the files of a data set on the Hub. Default False.
 
     Raises:
@@ -74,6 +74,9 @@ def read_with_datasets(section: DataSection, task: str, hub_only: bool = False) 
         columns = {"text_column": section.text_column}
         if section.text_pair_column is not None:
             columns["text_pair_column"] = section.text_pair_column
+    labels = {"label_column": section.label_column}
+    if task == "instruction-tuning":
+        columns["response_column"], labels = section.response_column, {}
 
     def split(key: str, name: str) -> Any:
         if name not in splits:
@@ -81,7 +84,7 @@ def read_with_datasets(section: DataSection, task: str, hub_only: bool = False) 
                 f"data.{key}: '{section.source}' has no split '{name}'{nearest(name, splits)}; "
                 f"it has {', '.join(splits)}"
             )
-        for column_key, column in {**columns, "label_column": section.label_column}.items():
+        for column_key, column in {**columns, **labels}.items():
             if column not in splits[name].column_names:
                 known = splits[name].column_names
                 raise RecipeError(
@@ -91,6 +94,17 @@ def read_with_datasets(section: DataSection, task: str, hub_only: bool = False) 
         return splits[name]
 
     train = split("train_split", section.train_split)
+    if task == "instruction-tuning":
+
+        def answered(dataset: Any) -> Examples:
+            return Examples.of(_Columns(dataset, list(columns.values())), np.zeros(len(dataset)))
+
+        return Data(
+            train=answered(train),
+            eval=answered(split("eval_split", section.eval_split)) if section.eval_split else None,
+            test=answered(split("test_split", section.test_split)) if section.test_split else None,
+            label_names=[],
+        )
     feature = train.features[section.label_column]
     names = getattr(feature, "names", None)  # a ClassLabel
     values = (

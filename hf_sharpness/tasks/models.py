@@ -1,4 +1,4 @@
-"""From the model section to a configuration and a classifier."""
+"""From the model section to a configuration and a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Task:
     """What a task hands to the Trainer.
 
     Args:
-        model: The classifier.
+        model: The classifier or language model.
         train_dataset: Examples to train on; so `eval_dataset` and `test_dataset`.
         data_collator: Turns a list of examples into a batch. Default None: Trainer's own.
         processing_class: Tokenizer or image processor, saved with the model. Default None.
@@ -34,12 +34,12 @@ class Task:
     save_with_model: dict[str, str] = field(default_factory=dict)
 
 
-def build_config(section: ModelSection, data: Data, default_type: str | None, **defaults: Any) -> Any:
+def build_config(section: ModelSection, data: Data | None, default_type: str | None, **defaults: Any) -> Any:
     """Return the model's configuration: stored or default, then `defaults`, then `model.config`, then the labels.
 
     Args:
         section: The recipe's model section.
-        data: Gives the names of the classes.
+        data: Gives the names of the classes. None: there are none.
         default_type: `model_type` where the section names neither a model nor a type; None if there is no default.
         **defaults: Entries that fit the data, used where the configuration is not a stored one.
 
@@ -50,11 +50,13 @@ def build_config(section: ModelSection, data: Data, default_type: str | None, **
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    labels = {
-        "num_labels": len(data.label_names),
-        "id2label": dict(enumerate(data.label_names)),
-        "label2id": {name: index for index, name in enumerate(data.label_names)},
-    }
+    labels: dict[str, Any] = {}
+    if data is not None:
+        labels = {
+            "num_labels": len(data.label_names),
+            "id2label": dict(enumerate(data.label_names)),
+            "label2id": {name: index for index, name in enumerate(data.label_names)},
+        }
     if section.name_or_path is not None:
         name = model_folder(section.name_or_path)
         try:

@@ -16,6 +16,7 @@ from .arguments import REFUSALS, refused, training_arguments, try_optimization
 from .extra import require_recipes_extra
 from .folders import check_free, find_checkpoint
 from .image_classification import build_image_task
+from .instruction_tuning import build_instruction_task
 from .metrics import build_compute_metrics, check_best
 from .models import Task
 from .recipe import Recipe, check_values
@@ -72,7 +73,9 @@ def prepare(recipe: Recipe, overwrite: bool = False) -> PreparedRun:
     checkpoint = find_checkpoint(arguments)
     if arguments.process_index == 0 and not overwrite:
         check_free(Path(arguments.output_dir or "."), checkpoint)
-    compute_metrics = build_compute_metrics(recipe.metrics)
+    compute_metrics = build_compute_metrics(recipe.metrics) if recipe.metrics else None
+    if compute_metrics is None:  # else all logits would be gathered for nothing
+        arguments.prediction_loss_only = True
     check_best(arguments, recipe.metrics)
 
     set_seed(arguments.seed)  # Trainer seeds too, but only after the model has drawn its weights
@@ -105,8 +108,8 @@ def build_task(recipe: Recipe, data: Splits) -> Task:
     Raises:
         RecipeError: The model cannot be built or loaded, or does not fit the data.
     """
-    build = build_image_task if recipe.task == "image-classification" else build_text_task
-    task = build(recipe, data)
+    builders = {"image-classification": build_image_task, "instruction-tuning": build_instruction_task}
+    task = builders.get(recipe.task, build_text_task)(recipe, data)
     task.model = with_adapters(recipe, task.model)
     return task
 

