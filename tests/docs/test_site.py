@@ -89,5 +89,5 @@ def test_every_page_is_in_the_navigation() -> None:
 
 def test_the_api_page_shows_signatures_and_docstrings(site: Path) -> None:
     text = (site / "api.html").read_text()
-    for words in ("SharpnessTrainerMixin", "Total length of the ascent step", "autocast_dtype", "climb_along"):
+    for words in ("SharpnessTrainerMixin", "Total length of the ascent step", "climb_along"):
         assert words in text
