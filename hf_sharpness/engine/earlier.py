@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .. import vectors
 from .parallel import unreduced_gradients
+from .scopes import Scope
 from .weights import Weights
 
 
@@ -28,17 +29,35 @@ class EarlierGradients:
                 parameter.grad = None
 
     def add_back(self) -> None:
-        """p.grad <- p.grad + what was set aside."""
-        both = [(p.grad, g) for p, g in self.gradients.items() if p.grad is not None]
-        vectors.add_(vectors.local([now for now, _ in both]), vectors.local([earlier for _, earlier in both]))
+        """p.grad <- p.grad + what was set aside; in the tensor that was there, where autograd would add to that."""
+        sums: list[tuple[Tensor, Tensor]] = []
         for parameter, gradient in self.gradients.items():
-            if parameter.grad is None:
-                parameter.grad = gradient
+            now = parameter.grad
+            if now is not None and not _takes(gradient, now):
+                sums.append((now, gradient))
+                continue
+            if now is not None:
+                sums.append((gradient, now))
+            parameter.grad = gradient
+        vectors.add_(vectors.local([total for total, _ in sums]), vectors.local([other for _, other in sums]))
 
     def put_back(self) -> None:
         """p.grad <- what was set aside; what has come since is dropped."""
         for parameter, gradient in self.gradients.items():
             parameter.grad = gradient
+
+    def copied(self) -> EarlierGradients:
+        """The same, with tensors that ``add_back`` leaves alone."""
+        copy = EarlierGradients(())
+        copy.gradients = {p: g.detach().clone() for p, g in self.gradients.items()}
+        return copy
+
+
+def _takes(gradient: Tensor, other: Tensor) -> bool:
+    """Whether another gradient can be added to one in place."""
+    if gradient.requires_grad or gradient.dtype != other.dtype or gradient.layout != other.layout:
+        return False
+    return 0 not in gradient.stride() or not gradient.numel()  # it is not expanded
 
 
 class Fingerprint:
@@ -82,15 +101,15 @@ class Arrivals:
 
     Args:
         weights: where weights and gradients are.
-        in_buckets: whether DDP holds gradients in buckets of its own.
+        scope: how gradients are reduced over ranks.
 
     Attributes:
         earlier: what was there when the passes began.
     """
 
-    def __init__(self, weights: Weights, in_buckets: bool) -> None:
+    def __init__(self, weights: Weights, scope: Scope) -> None:
         self.weights = weights
-        self.in_buckets = in_buckets
+        self.scope = scope
         self.earlier = EarlierGradients(())
         self.of_step: EarlierGradients | None = None
         self.noted: Fingerprint | None = None
@@ -104,8 +123,9 @@ class Arrivals:
         if self.weights.has_unseen_gradient() and (begins or not self.weights.gradients_are_visible):
             raise RuntimeError(UNREDUCED if self.weights.gradients_are_visible else UNSEEN)
         if begins:
-            self.earlier = EarlierGradients(self.weights.receivers(), self.in_buckets)
-            self.of_step = self.of_step or self.earlier
+            self.earlier = EarlierGradients(self.weights.receivers(), self.scope.gradients_are_views)
+            if self.of_step is None:
+                self.of_step = self.earlier.copied() if self.scope.is_each_micro_batch else self.earlier
         elif self.noted is not None and self._fingerprint().differs_from(self.noted):
             raise RuntimeError(BETWEEN_MICRO_BATCHES)
 

@@ -7,6 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from .. import vectors
+from .watch import reads_gradient
 
 Attributes = dict[int, dict[str, Any]]
 
@@ -48,6 +53,81 @@ def check_pass(parameters: Iterable[Tensor], before: Attributes) -> None:
         for name, value in gradient_attributes([parameter]).get(id(parameter), {}).items():
             if value is not earlier.get(name) and any(_is_gradient(part, parameter) for part in _parts(value)):
                 raise ValueError(_REFUSED.format(what=f"the backward pass leaves gradients in p.{name}"))
+
+
+def check_left(parameters: Iterable[Tensor], reached: Iterable[Tensor]) -> None:
+    """Raise a ValueError if backward passes came to some of the parameters, and none of them has a gradient.
+
+    Args:
+        parameters: the base optimizer's.
+        reached: what the backward passes came to.
+    """
+    parameters = list(parameters)
+    trained = {id(p) for p in parameters}
+    if any(id(leaf) in trained for leaf in reached) and all(p.grad is None for p in parameters):
+        raise ValueError(_REFUSED.format(what="a hook takes the gradients out of p.grad in the backward pass"))
+
+
+class FirstStep:
+    """Looks whether the base optimizer reads p.grad of its parameters in the first step that moves them."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self.mode: _Reads | None = None
+        self.before: list[Tensor] = []
+        self.hooks: list[RemovableHandle] = []
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look at this optimizer's. A hook of it that reads p.grad before the step has to be registered already."""
+        self.close()
+        self.done = False
+        self.hooks = [
+            optimizer.register_step_pre_hook(self._begins),
+            optimizer.register_step_post_hook(self._ends),
+        ]
+
+    def close(self) -> None:
+        """Look no longer."""
+        for hook in self.hooks:
+            hook.remove()
+
+    def _begins(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self.done or self.mode is not None or torch.compiler.is_compiling():
+            return
+        parameters = _with_gradient(optimizer)
+        if parameters:
+            self.before = vectors.norms(vectors.local(parameters))
+            self.mode = _Reads(parameters)
+            self.mode.__enter__()
+
+    def _ends(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        mode, self.mode = self.mode, None
+        if mode is None:
+            return
+        mode.__exit__(None, None, None)
+        now = [] if mode.reads else vectors.norms(vectors.local(list(mode.parameters.values())))
+        if now and all(torch.equal(a, b) for a, b in zip(now, self.before, strict=True)):
+            return  # it has not stepped yet
+        self.done = True
+        if now:
+            raise ValueError(_REFUSED.format(what=f"{type(optimizer).__name__} steps without a look at p.grad"))
+
+
+class _Reads(TorchFunctionMode):
+    """Whether p.grad of one of the parameters is read."""
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.parameters = {id(p): p for p in parameters}
+        self.reads = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.reads |= reads_gradient(func) and id(args[0]) in self.parameters
+        return func(*args, **(kwargs or {}))
+
+
+def _with_gradient(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
 def _parts(value: Any) -> list[Any]:

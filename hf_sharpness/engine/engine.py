@@ -20,6 +20,7 @@ from .course import Course
 from .deepspeed.config import is_engine
 from .directions import Directions
 from .earlier import Arrivals
+from .elsewhere import FirstStep
 from .guard import Guard
 from .habits import Habits
 from .kept import Kept
@@ -99,6 +100,9 @@ class Engine:
         self.term = Term(self.weights, self.scope, loss_scale, lambda: self.on_cpu, self._report_ratio)
         if self.method.adds_after_step:
             self.term.attach(self.weights)
+        self.first_step = FirstStep()
+        if not self.method.is_plain and self.weights.gradients_are_visible:
+            self.first_step.follow(self.optimizer)
         self._forget_step()
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
@@ -115,6 +119,8 @@ class Engine:
         self.state.checked_steps.follow(base)
         if self.method.adds_after_step:
             self.term.attach(self.weights)
+        if not self.method.is_plain:
+            self.first_step.follow(base)
 
     def _report_ratio(self, ratio: Tensor) -> None:
         if self.method.step_ratio:
@@ -126,7 +132,7 @@ class Engine:
         self.state.forget()
         self.passes: Passes | None = None
         self.measured: list[dict[str, Tensor | float]] = []
-        self.arrivals = Arrivals(self.weights, self.scope.gradients_are_views)
+        self.arrivals = Arrivals(self.weights, self.scope)
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters in the base optimizer's groups, in their order."""
@@ -251,6 +257,7 @@ class Engine:
         """``abort``, and take the hooks off the optimizer."""
         self.abort()
         self.term.detach()
+        self.first_step.close()
         self.state.close()
 
     def clean_weights(self) -> AbstractContextManager[None]:

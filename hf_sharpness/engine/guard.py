@@ -153,27 +153,48 @@ class Repetition:
         if infinite:
             passes.put_gradient(gradient)
             return
-        for parameter, _ in passes.bystanders:
-            parameter.grad = None
-        passes.weights.before_replay()
-        with self.second.recorded():
-            loss = passes._pass(passes.scope.reduces_ascent)
-        passes.weights.after_pass()
-        passes.turn_gradient()
-        again = passes.gradient()
-        vectors.add_(again, gradient, -1.0)
-        first_loss = passes.metrics["loss"]
-        numbers = [passes.norm(again), size, (loss - first_loss).abs(), first_loss.abs()]
-        self.deviation, self.size, self.loss_deviation, self.loss_size = _largest(numbers, groups)
+        adds = passes.method.accumulates and not passes.sets_gradients_aside
+        self._compare(passes, gradient, size, adds)
+        if adds and self.in_doubt:
+            self._compare(passes, gradient, size, False)
+            # A difference that goes like this is what closures, or hooks, do with gradients that are there.
+            passes.habits.touch_gradients |= not self.in_doubt
         for parameter in passes.trainable:
             parameter.grad = None
         for parameter, kept in passes.bystanders:
             parameter.grad = kept
         passes.put_gradient(gradient)
-        is_half = self.is_half or self.first.is_half
-        self.floor = HALF if is_half else max((FLOOR.get(t.dtype, HALF) for t in gradient), default=HALF)
         self.gradient = vectors.clone(gradient) if self.in_doubt else None
         self.made = True
+
+    def _compare(self, passes: Any, gradient: Vector, size: Tensor, adds: bool) -> None:
+        """Make the pass, and measure how far it is from the first.
+
+        Args:
+            passes: the passes of the step.
+            gradient: that of the first pass.
+            size: its norm.
+            adds: whether the pass begins with that in p.grad, as a replay which adds to it does.
+        """
+        for parameter in [*passes.trainable, *(p for p, _ in passes.bystanders)]:
+            parameter.grad = None
+        if adds:
+            passes.put_gradient(vectors.clone(gradient))
+            passes.turn_gradient()
+        passes.weights.before_replay()
+        self.second.calls.clear()
+        with self.second.recorded():
+            loss = passes._pass(passes.scope.reduces_ascent)
+        passes.weights.after_pass()
+        passes.turn_gradient()
+        again = passes.gradient()
+        for _ in range(1 + adds):
+            vectors.add_(again, gradient, -1.0)
+        first_loss = passes.metrics["loss"]
+        numbers = [passes.norm(again), size, (loss - first_loss).abs(), first_loss.abs()]
+        self.deviation, self.size, self.loss_deviation, self.loss_size = _largest(numbers, passes.weights.rank_groups())
+        is_half = self.is_half or self.first.is_half
+        self.floor = HALF if is_half else max((FLOOR.get(t.dtype, HALF) for t in gradient), default=HALF)
 
     @property
     def in_doubt(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from .elsewhere import check_pass, gradient_attributes
+from .elsewhere import check_left, check_pass, gradient_attributes
 from .micro_batch import Closure
 from .parallel import sharded_modules
 from .state import State
@@ -98,6 +98,8 @@ class Habits:
             result = watch.run(closure)
         if watch.drops and continues and not self.are_whole_steps:
             raise RuntimeError(ZEROED)
+        if not self.are_whole_steps and self.weights.gradients_are_visible:
+            check_left(self.weights.parameters(), watch.leaves.values())
         self.touch_gradients |= watch.touches
         self.need_derivatives |= watch.differentiates
         self.idle, self.factors = not watch.backwards and not self.weights.have_gradient(), watch.factors

@@ -71,11 +71,12 @@ class Passes(Probes):
         self.term: tuple[Vector, float, bool] | None = None
         self.device = loss.device
         self.counted: Replays  # once the method runs
+        others: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        others = list({id(p): p for p in [*others, *habits.others(), *state.leaves()]}.values())
         optimized = {id(p) for p in self.trainable}
-        others = [p for p in model.parameters() if id(p) not in optimized and p.requires_grad]
         self.rebound = Rebound()
         self.firsts: list[nn.Parameter] = []
-        self.bystanders = [(p, p.grad) for p in [*others, *habits.others()]]
+        self.bystanders = [(p, p.grad) for p in others if id(p) not in optimized]
         weights.after_pass()
         self._activate()
         self.turn_gradient()
@@ -185,9 +186,14 @@ class Passes(Probes):
     def replays(self) -> int:
         return self.counted.announced
 
+    @property
+    def sets_gradients_aside(self) -> bool:
+        """Whether what a pass is to add to is not in p.grad meanwhile."""
+        return self.habits.touch_gradients or self.scope.reduces_alone
+
     def replay(self, accumulate: bool = False) -> None:
         final = self.counted.one_more()
-        aside = accumulate and (self.habits.touch_gradients or self.scope.reduces_alone)
+        aside = accumulate and self.sets_gradients_aside
         waiting = EarlierGradients(self.trainable if aside else ())
         if aside and self.scope.reduces_last_replay:
             self.scope.has_to_average = True  # what waits is this rank's own, and is not there to be reduced

@@ -130,6 +130,8 @@ class Term:
         self.forget()
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self.pending is not None and self.pending.is_done:  # the step that it was for has failed
+            self.pending = None
         if self.pending is not None:
             self.pending.prepare(optimizer)
 

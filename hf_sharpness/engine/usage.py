@@ -33,6 +33,15 @@ UNSCALED = (
     "each of the {number} closures runs backward from a mean loss, and their gradients add up, to {number} times that "
     "of the batch's mean loss: have each closure divide its loss, by {number} where the micro-batches are equally large"
 )
+CLOSURE_IN_STEP = (
+    "optimizer.step(closure) runs its closure itself, in the place of what method.backward has left in p.grad, and an "
+    "optimizer that needs one (LBFGS) runs it several times. Call optimizer.step() without a closure, of an optimizer "
+    "that steps once with p.grad"
+)
+BACKWARD_IN_STEP = (
+    "method.backward was called by the closure of optimizer.step(closure), too late for what {setting} adds to the "
+    "step: call it before optimizer.step(), without a closure, or use {remedy}"
+)
 
 
 class Usage:
@@ -46,15 +55,22 @@ class Usage:
     def __init__(self, engine: Engine, scale: Callable[[], Tensor] | None) -> None:
         self.engine = engine
         self.scale = scale
-        self.unstepped = False
+        self.unstepped = self.stepping = False
         self.warned = False
         self.idle: list[bool] = []
         self.factors: list[float | None] = []
         engine.habits.return_the_loss = True
+        engine.optimizer.register_step_pre_hook(self._steps)
         engine.optimizer.register_step_post_hook(self._stepped)
 
+    def _steps(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is not None and self.unstepped and self.engine.weights.have_gradient():
+            raise RuntimeError(CLOSURE_IN_STEP)
+        self.stepping = closure is not None
+
     def _stepped(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self.unstepped = False
+        self.unstepped = self.stepping = False
 
     def begins(self, closure: Any) -> list[Closure]:
         """The closures of a call.
@@ -62,7 +78,13 @@ class Usage:
         Raises:
             TypeError: it got something else.
             ValueError: it got none.
+            RuntimeError: the optimizer is stepping.
         """
+        method = self.engine.method
+        stepping, self.stepping = self.stepping, False
+        if stepping and method.adds_after_step:
+            names = {"setting": method.after_step_setting({}), "remedy": method.after_step_remedy({})}
+            raise RuntimeError(BACKWARD_IN_STEP.format(**names))
         closures = [closure] if callable(closure) else closure
         if isinstance(closures, (Tensor, str)) or not isinstance(closures, Sequence):
             raise TypeError(f"closure={_named(closure)} is not valid: it {A_CLOSURE}")

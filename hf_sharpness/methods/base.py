@@ -126,6 +126,11 @@ class Method:
         """Whether it does so with ``preconditioned``: a base optimizer whose preconditioner is not known is refused."""
         return False
 
+    @property
+    def accumulates(self) -> bool:
+        """Whether the method calls ``Step.replay(accumulate=True)``: a check of the passes then has that form too."""
+        return False
+
     def after_step_setting(self, named: Mapping[str, str]) -> str:
         """For an error about what is added after the step: what makes the method do so.
 

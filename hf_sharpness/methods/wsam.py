@@ -101,6 +101,10 @@ class WSAM(SAM):
     def preconditions_term(self) -> bool:
         return self.mode == "preconditioned" and self.adds_after_step
 
+    @property
+    def accumulates(self) -> bool:
+        return self.mode == "coupled"
+
     def run(self, step: Step) -> None:
         assert self.gamma is not None  # filled in by `resolved`
         a = self.gamma / (1 - self.gamma)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ..engine.state import Moment, Root, State
 from .accumulation import AccelerateState
@@ -24,8 +25,15 @@ NO_STATE_OF_A_PASS = frozenset(
 
 
 def state_of(trainer: Any) -> list[Root]:
-    """Where the engine looks for state of a Trainer's passes: its attributes, its loss function among them."""
-    return [Root("trainer", trainer, NO_STATE_OF_A_PASS)]
+    """Where the engine looks for state of a Trainer's passes: its attributes, its loss function among them.
+
+    Also its arguments, which a loss may count in (``self.args.temperature *= 0.99``), and a dataset of the user's own
+    class, which a loss may draw from.
+    """
+    roots = [Root("trainer", trainer, NO_STATE_OF_A_PASS), Root("trainer.args", vars(trainer.args))]
+    if isinstance(trainer.train_dataset, Dataset):
+        roots.append(Root("trainer.train_dataset", trainer.train_dataset))
+    return roots
 
 
 class FirstPass:

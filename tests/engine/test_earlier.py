@@ -133,3 +133,31 @@ def test_an_exception_leaves_them(spec: Spec) -> None:
     with pytest.raises(KeyError):
         method.backward(fails)
     assert all(torch.equal(a, b) for a, b in zip(gradients(model), expected, strict=True))
+
+
+@pytest.mark.parametrize("scope", ["global", "micro_batch"])
+@pytest.mark.parametrize("spec", by_name("sam", "wsam-coupled", "wsam-decoupled", "xsam"), ids=str)
+def test_the_tensors_that_were_there_take_the_gradient(spec: Spec, scope: str) -> None:
+    """As autograd's own do: views of one long tensor, which the loop goes on with, are still p.grad."""
+    if scope == "micro_batch" and spec.method == "xsam":
+        return
+    expected, _ = handed_over(spec, one)
+    model = Net().double()
+    long = torch.zeros(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
+    for parameter, piece in zip(model.parameters(), long.split([p.numel() for p in model.parameters()]), strict=True):
+        parameter.grad = piece.view_as(parameter)
+    spec = Spec(spec.name, spec.method, {**spec.settings, "scope": scope})
+    spec.ours(model, torch.optim.SGD(model.parameters(), lr=1.0)).backward(one(model))
+    torch.testing.assert_close(long, torch.cat([g.reshape(-1) for g in expected]), **EXACT)
+
+
+def test_an_expanded_gradient_that_was_there() -> None:
+    """It is none that anything can be added to."""
+    model = Net().double()
+    (spec,) = by_name("sam")
+    expected, _ = handed_over(spec, one)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones((), dtype=torch.float64).expand_as(parameter)
+    spec.ours(model, torch.optim.SGD(model.parameters(), lr=1.0)).backward(one(model))
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient + 1, **EXACT)

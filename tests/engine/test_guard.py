@@ -133,3 +133,35 @@ def test_a_gradient_that_is_not_finite_is_not_compared() -> None:
     optimizer.zero_grad()
     with pytest.warns(UserWarning, match="does not repeat"):
         method.backward(closure)
+
+
+def limited(parameter: Tensor) -> None:
+    parameter.grad.clamp_(-0.02, 0.02)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_hooks_that_change_what_is_in_the_gradient(steps: int) -> None:
+    """Run within the backward pass, where nobody sees them: the check does, and then every pass begins without one."""
+    model, twin = Stateful().double(), Stateful().double()
+    for parameter in [*model.parameters(), *twin.parameters()]:
+        parameter.register_post_accumulate_grad_hook(limited)
+    weights, warned = run(model, Spec("wsam", "wsam", {"rho": 0.3, "mode": "coupled", "gamma": 0.6}), steps)
+    assert not warned
+    for batch in STEPS[:steps]:
+        start = [p.detach().clone() for p in twin.parameters()]
+        clean = gradient(twin, batch)
+        length = torch.cat([g.flatten() for g in clean]).norm()
+        with torch.no_grad():
+            for parameter, g in zip(twin.parameters(), clean, strict=True):
+                parameter += 0.3 * g / length
+        moved = gradient(twin, batch)
+        with torch.no_grad():
+            for parameter, w, g, g_s in zip(twin.parameters(), start, clean, moved, strict=True):
+                parameter.copy_(w - 0.1 * (-0.5 * g + 1.5 * g_s))
+    torch.testing.assert_close(weights, flat(twin), rtol=1e-12, atol=1e-13)
+
+
+def gradient(model: nn.Module, batch: Any) -> list[Tensor]:
+    model.zero_grad()
+    model(**batch)["loss"].backward()
+    return [p.grad.clone() for p in model.parameters()]

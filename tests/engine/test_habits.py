@@ -210,6 +210,31 @@ def test_an_ordinary_loss_is_probed_without_gradients() -> None:
     assert [graphs.get() for _ in range(graphs.qsize())] == [True, True] + [False] * 21
 
 
+def hooked(hidden: Tensor) -> None:
+    hidden.register_hook(lambda g: g)
+
+
+@pytest.mark.parametrize("ask", [hooked, torch.Tensor.retain_grad], ids=["register_hook", "retain_grad"])
+def test_a_loss_that_asks_for_gradients_of_what_it_computes(ask: Callable[[Tensor], None]) -> None:
+    """Which torch refuses where none is computed: the search has them."""
+    twin = Net().double()
+
+    def closure(model: Net, ask: Callable[[Tensor], None]) -> Closure:
+        def run() -> Tensor:
+            logits = model(BATCH["x"])["logits"]
+            ask(logits)
+            loss = F.cross_entropy(logits, BATCH["labels"])
+            loss.backward()
+            return loss
+
+        return run
+
+    model = Net().double()
+    XSAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=RHO).backward(closure(model, ask))
+    XSAM(twin, torch.optim.SGD(twin.parameters(), lr=0.1), rho=RHO).backward(closure(twin, lambda logits: None))
+    assert_gradient(model, [p.grad for p in twin.parameters()])
+
+
 @pytest.mark.parametrize("name", CLOSURES)
 def test_a_replay_begins_as_a_first_pass_does(name: str) -> None:
     """Coupled WSAM's second gradient is added to the first: not within a closure that reads or drops gradients."""
@@ -277,6 +302,32 @@ def test_a_tensor_that_is_no_parameter(spec: Spec) -> None:
     )
     spec.ours(model, torch.optim.SGD(model.parameters(), lr=0.1)).backward(closure)
     torch.testing.assert_close(temperature.grad, expected, **EXACT)
+
+
+@four_methods
+def test_weights_outside_the_model_that_come_later(spec: Spec) -> None:
+    """Used from a step on that is not watched: found where the closure's objects are, not in the loss's graph."""
+    model = Net().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    temperatures = [torch.ones((), dtype=torch.float64, requires_grad=True)]
+    method = spec.ours(model, optimizer)
+    for step in range(3):
+
+        def loss_now(step: int = step) -> Tensor:
+            logits = model(BATCH["x"])["logits"]
+            return F.cross_entropy(logits * temperatures[0] if step == 2 else logits, BATCH["labels"])
+
+        def closure(loss_now: Callable[[], Tensor] = loss_now) -> Tensor:
+            loss = loss_now()
+            loss.backward()
+            return loss
+
+        if step == 2:
+            (expected,) = torch.autograd.grad(loss_now(), temperatures)
+        method.backward(closure)
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.testing.assert_close(temperatures[0].grad, expected, **EXACT)
 
 
 @four_methods

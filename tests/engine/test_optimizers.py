@@ -116,3 +116,90 @@ def test_an_optimizer_known_for_it_is_refused_at_once() -> None:
     model = Net()
     with pytest.raises(ValueError, match="grad_sample"):
         SAM(model, Private(model.parameters(), lr=0.1))
+
+
+def taken_away(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+@four_methods
+def test_gradients_that_hooks_take_away_are_refused_in_the_first_step(spec: Spec) -> None:
+    """As of optimizers that step in the backward pass."""
+    model = Net().double()
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(taken_away)
+    method = spec.ours(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match=r"a hook takes the gradients out of p\.grad"):
+        method.backward(lambda: accumulate(model, DATA[0][0], 1))
+
+
+class ByHooks(torch.optim.SGD):
+    """Steps with the gradients that hooks have added up beside p.grad."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(params, **options)
+        self.found: dict[Any, Tensor] = {}
+        for parameter in self.param_groups[0]["params"]:
+            parameter.register_hook(lambda g, p=parameter: self.found.update({p: g + self.found.get(p, 0)}))
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for parameter, gradient in self.found.items():
+            parameter.sub_(gradient, alpha=0.1)
+        self.found.clear()
+
+
+@four_methods
+def test_an_optimizer_that_does_not_read_the_gradient_is_refused_in_its_first_step(spec: Spec) -> None:
+    model = Net().double()
+    optimizer = ByHooks(model.parameters(), lr=0.1)
+    spec.ours(model, optimizer).backward(lambda: accumulate(model, DATA[0][0], 1))
+    with pytest.raises(ValueError, match="ByHooks steps without a look"):
+        optimizer.step()
+
+
+def test_an_optimizer_may_leave_out_its_first_steps() -> None:
+    """Then a later one is looked at; what has read p.grad once is asked no more."""
+
+    class Late(ByHooks):
+        steps = 0
+
+        def step(self, closure: Any = None) -> None:
+            self.steps += 1
+            if self.steps == 3:
+                torch.optim.SGD.step(self)
+            elif self.steps > 3:
+                super().step()
+
+    model = Net().double()
+    optimizer = Late(model.parameters(), lr=0.1)
+    method = SAM(model, optimizer)
+    for _ in range(4):
+        method.backward(lambda: accumulate(model, DATA[0][0], 1))
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@four_methods
+def test_a_closure_of_the_optimizers_step(spec: Spec) -> None:
+    """It would run anew in the place of what ``method.backward`` left; within it ``method.backward`` may be called."""
+    model, twin = Net().double(), Net().double()
+    optimizer, other = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin))
+    method = spec.ours(model, optimizer)
+
+    def closure(model: nn.Module = model) -> Tensor:
+        return accumulate(model, DATA[0][0], 1)
+
+    method.backward(closure)
+    with pytest.raises(RuntimeError, match="runs its closure itself"):
+        optimizer.step(closure)
+    optimizer.zero_grad()
+    fresh = spec.ours(model, optimizer)
+    if spec.name == "wsam-decoupled":
+        with pytest.raises(RuntimeError, match="too late for what mode='decoupled' adds"):
+            optimizer.step(lambda: fresh.backward(closure))
+        return
+    optimizer.step(lambda: fresh.backward(closure))
+    spec.ours(twin, other).backward(lambda: closure(twin))
+    other.step()
+    torch.testing.assert_close(flat(model), flat(twin), **EXACT)

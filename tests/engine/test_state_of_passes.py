@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import Record, classification, stateful, steps_of
-from models.stateful import DEEP_COPIES, MODELS, Loss, Stateful, same
+from models import Record, classification, held, places, stateful, steps_of
+from models.stateful import Loss, Stateful, same
 from reference import Spec, flat
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +29,7 @@ ROUNDED = [
     Spec("xsam", "xsam", {"rho": 0.0, "rho_max": 0.0, "alpha_points": 3, "refresh": 1}),
 ]
 every_method = pytest.mark.parametrize("spec", [*BITWISE, *ROUNDED], ids=str)
+MODELS = stateful.MODELS | places.MODELS
 every_model = pytest.mark.parametrize("name", MODELS)
 ITEMS = classification(48)
 STEPS = 4
@@ -52,6 +53,7 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 def run(model: nn.Module, spec: Spec | None, accumulation: int = 1, loss: Any = None, noticed: bool = False) -> Any:
     """A few steps, stock without a ``spec``. Returns the weights, the state after every step, and the sharpness."""
     stateful.reset_script()
+    held.reset()
     optimizer = torch.optim.SGD(trained(model), lr=0.1, momentum=0.9)
     method = spec.ours(model, optimizer) if spec else None
     states, sharpness = [], []
@@ -87,7 +89,7 @@ def test_rho_0_is_stock(spec: Spec, accumulation: int, name: str) -> None:
     assert max(map(abs, sharpness)) < (1e-15 if spec in BITWISE else 1e-6)
 
 
-@pytest.mark.parametrize("name", DEEP_COPIES)
+@pytest.mark.parametrize("name", [*stateful.DEEP_COPIES, *places.DEEP_COPIES])
 def test_the_gradient_at_moved_weights(name: str) -> None:
     """That of a copy of the model, state included, taken before the step and moved by hand."""
     model = MODELS[name]().double()
@@ -139,6 +141,22 @@ def test_a_large_buffer_that_changes_late_is_noticed() -> None:
     assert same(ours, states)
     assert sharpness[1] == sharpness[3] == 0
     assert torch.equal(weights, stock), "what a row of the queue is overwritten with is the same"
+
+
+def test_an_array_on_the_memory_of_weights() -> None:
+    """It is moved with them: put back, it would undo the perturbation."""
+
+    class FromArray(Stateful):
+        def prepare(self) -> None:
+            self.array = np.linspace(-1, 1, 18).reshape(3, 6)
+            self.last.weight = nn.Parameter(torch.from_numpy(self.array))
+            self.rows = self.array[::-2]
+
+    model, twin = FromArray().double(), FromArray().double()
+    assert np.shares_memory(model.last.weight.detach().numpy(), model.rows)
+    twin.array = twin.rows = None
+    spec = Spec("sam", "sam", {"rho": 0.3})
+    assert torch.equal(run(model, spec)[0], run(twin, spec)[0])
 
 
 def test_what_is_large_and_does_not_change_is_not_copied() -> None:

@@ -142,6 +142,19 @@ class Attacked:
         return loss + attacked.detach()
 
 
+class AttackedAnew(Attacked):
+    """The same on memory of its own, as `param.data = backup[name]` leaves it."""
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super(Attacked, self).training_step(model, inputs, *args, **kwargs)
+        backup = {"first": model.first.weight.data.clone()}
+        model.first.weight.data = backup["first"] + 0.5 * model.first.weight.grad / model.first.weight.grad.norm()
+        attacked = self.compute_loss(model, self._prepare_inputs(inputs))
+        self.accelerator.backward(attacked)
+        model.first.weight.data = backup["first"]
+        return loss + attacked.detach()
+
+
 class Surgery:
     """Gradient surgery: the two tasks' gradients, each without what opposes the other."""
 
@@ -259,13 +272,14 @@ CASES: dict[type, Reference] = {
     Clipped: edited(clipped),
     Own: own,
     Attacked: attacked,
+    AttackedAnew: attacked,
     Surgery: surgery,
     Ascending: edited(lambda g, last: -g if last else g),
     Deep: deep,
 }
 
 
-NOT_ADDITIVE = {Decayed, Clipped, Attacked, Ascending}
+NOT_ADDITIVE = {Decayed, Clipped, Attacked, AttackedAnew, Ascending}
 """What these do to a micro-batch's gradient depends on those before it: scope `micro_batch` shows them none."""
 
 

@@ -99,6 +99,37 @@ def test_a_loss_function_with_state(method: dict[str, Any], train: Any) -> None:
     assert same(stock.trainer.module.state(), ours.trainer.module.state())
 
 
+class Counting:
+    """Counts in its arguments, and draws from its dataset."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self.args.passes = getattr(self.args, "passes", 0) + 1
+        factor = self.train_dataset.rng.uniform(0.5, 1.5) / self.args.passes
+        return model(**inputs)["loss"] * factor / self.current_gradient_accumulation_steps
+
+
+class Drawn(torch.utils.data.Dataset):
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return len(ITEMS)
+
+    def __getitem__(self, index: int) -> Any:
+        return ITEMS[index]
+
+
+@every_method
+def test_arguments_and_the_dataset(method: dict[str, Any], train: Any) -> None:
+    runs = []
+    for base, choice in ((transformers.Trainer, {"optim": "sgd", "stock": True}), (hf_sharpness.Trainer, method)):
+        options = OPTIONS | choice | ({} if "stock" in choice else {"base_optim": "sgd"})
+        runs.append(train(Net(), Drawn(), trainer_class=type("Own", (Counting, base), {}), **options))
+    stock, ours = runs
+    assert all(torch.equal(a, b) for a, b in zip(stock.weights, ours.weights, strict=True))
+    assert stock.trainer.args.passes == ours.trainer.args.passes == 6
+
+
 class Graph:
     """A batch of no known kind."""
 

@@ -37,10 +37,9 @@ SHARED_BY_THREADS = {"_thread", "threading", "queue", "_queue", "multiprocessing
 """An object that holds one of these modules' objects is a service that other threads write to."""
 NO_STATE = (
     *(enum.Enum, type, torch.autograd.Function, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler),
-    *(torch.utils.data.Dataset, torch.utils.data.DataLoader, torch.utils.data.Sampler),
-    *(TorchDispatchMode, TorchFunctionMode),
+    *(torch.utils.data.DataLoader, torch.utils.data.Sampler, TorchDispatchMode, TorchFunctionMode),
 )
-"""Base classes of objects that are none of a pass's state: the data and what draws from it, optimizers, observers."""
+"""Base classes of objects that are none of a pass's state: what draws from the data, optimizers, observers."""
 NO_VARIABLES = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
 """What a script's names are bound to once and for all."""
 PLAIN = {dict, OrderedDict, defaultdict, Counter}

@@ -7,10 +7,13 @@ methods of the built-in types.
 from __future__ import annotations
 
 import types
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from operator import is_
 from typing import Any
+
+from torch import Tensor
 
 LONGEST = 10_000
 """Lists of more elements are data or a long record: known by their length, so that what was appended can be told."""
@@ -145,14 +148,19 @@ class Slots(Names):
         self.slots[name].__delete__(self.target)
 
 
-class ClassNumbers(Names):
-    """The numbers among the attributes of a class."""
+class ClassValues(Names):
+    """The numbers and tensors among the attributes of a class."""
 
     __slots__ = ()
 
+    @staticmethod
+    def of(kind: type) -> list[tuple[str, Any]]:
+        """All that the class itself defines, functions among it."""
+        return [(name, v) for name, v in type.__getattribute__(kind, "__dict__").items() if not name.startswith("__")]
+
     def items(self) -> Iterator[tuple[str, Any]]:
-        for name, value in type.__getattribute__(self.target, "__dict__").items():
-            if type(value) in (int, float):
+        for name, value in self.of(self.target):
+            if type(value) in (int, float) or isinstance(value, Tensor):
                 yield name, value
 
     def set(self, name: str, value: Any) -> None:
@@ -219,8 +227,24 @@ class Elements(Holder):
         return next(kind for kind in (list, deque, set) if isinstance(self.target, kind))
 
 
+class Numbers(Holder):
+    """A ``bytearray``, or an ``array.array``."""
+
+    __slots__ = ()
+
+    def take(self) -> Content:
+        return self._kind().__getitem__(self.target, slice(None))
+
+    def put(self, content: Content, left_alone: LeftAlone) -> None:
+        if self.take() != content:
+            self._kind().__setitem__(self.target, slice(None), content)
+
+    def _kind(self) -> Any:
+        return bytearray if isinstance(self.target, bytearray) else array
+
+
 class Array(Holder):
-    """A NumPy array, or any buffer of bytes that can be written to."""
+    """A NumPy array."""
 
     __slots__ = ()
 
@@ -229,3 +253,11 @@ class Array(Holder):
 
     def put(self, content: Content, left_alone: LeftAlone) -> None:
         self.target[...] = content
+
+
+def bytes_of(array: Any) -> tuple[int, int]:
+    """Where the memory of a NumPy array begins, and where it ends."""
+    first = after = array.__array_interface__["data"][0]
+    for size, stride in zip(array.shape, array.strides, strict=True):
+        first, after = first + min(0, (size - 1) * stride), after + max(0, (size - 1) * stride)
+    return first, after + array.itemsize if array.size else first

@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections import deque
+from array import array
+from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
+import torch.utils.data
 from torch import Tensor, nn
 
 from . import bounds
 from .code import functions_of, is_own, names_in
 from .generators import is_generator
-from .holders import LONGEST, Array, Cell, ClassNumbers, Elements, Holder, Names, Slots, SomeNames
+from .holders import LONGEST, Array, Cell, ClassValues, Elements, Holder, Names, Numbers, Slots, SomeNames
 from .paths import Path, Root
 from .quiet import QuietModules
 
@@ -23,7 +26,7 @@ MOST = 20_000
 LONGEST_OF_OBJECTS, LONGEST_OF_TENSORS = 64, 2_000
 """Elements of a list that are looked at one by one."""
 LARGEST_ARRAY = 2**16
-"""Bytes of a NumPy array that is still copied."""
+"""Bytes of a NumPy array, or one of Python's, that is still copied."""
 
 _OF_A_MODULE = frozenset(vars(nn.Module()))
 
@@ -43,16 +46,14 @@ class Reached:
         self.generators: list[Any] = []
 
 
-def reach(
-    roots: Iterable[Root], is_weight: Callable[[Tensor], bool], binds_weights: bool, quiet: QuietModules
-) -> Reached:
+def reach(roots: Iterable[Root], is_weight: Callable[[Any], bool], binds_weights: bool, quiet: QuietModules) -> Reached:
     """Walk from the roots, the nearest objects first.
 
     What quiet modules hold is in ``quiet`` instead of in the result.
 
     Args:
         roots: where to begin.
-        is_weight: says of a parameter whether it is moved and put back as one of the weights.
+        is_weight: says of a parameter, or a NumPy array, whether it is moved and put back as one of the weights.
         binds_weights: whether something else than the user's code binds other tensors to the names of parameters
             (FSDP2, ZeRO-3), so that those names are left alone.
         quiet: what the walk before this one knew of quiet modules; it is renewed if they have changed.
@@ -79,7 +80,7 @@ def reach(
 
 
 class _Walk:
-    def __init__(self, is_weight: Callable[[Tensor], bool], binds_weights: bool, quiet: QuietModules) -> None:
+    def __init__(self, is_weight: Callable[[Any], bool], binds_weights: bool, quiet: QuietModules) -> None:
         self.quiet = quiet
         self.is_weight = is_weight
         self.binds_weights = binds_weights
@@ -171,11 +172,15 @@ class _Walk:
         self.class_of(value, path)
 
     def class_of(self, value: Any, path: Path) -> None:
-        """What the methods of a class of the user's refer to: the script's variables, numbers of the class itself."""
-        for kind in bounds.own_classes(type(value)):
+        """What a class of the user's holds, and what its methods refer to: the script's variables."""
+        self.classes(bounds.own_classes(type(value)))
+
+    def classes(self, kinds: Iterable[type]) -> None:
+        for kind in kinds:
             if id(kind) not in self.seen:
                 self.seen.add(id(kind))
-                self.reached.holders.append(ClassNumbers(kind))
+                self.reached.holders.append(ClassValues(kind))
+                self.put_all(ClassValues.of(kind), (None, kind.__name__))
                 for function in functions_of(kind):
                     self.put(function, (None, kind.__name__))
 
@@ -207,8 +212,14 @@ class _Walk:
             self.put_all(enumerate(elements), path)
 
     def array(self, value: Any, path: Path) -> None:
-        if value.nbytes <= LARGEST_ARRAY and value.flags.writeable and not value.dtype.hasobject:
+        if value.nbytes > LARGEST_ARRAY or not value.flags.writeable or value.dtype.hasobject:
+            return
+        if not self.is_weight(value):
             self.reached.holders.append(Array(value))
+
+    def numbers(self, value: Any, path: Path) -> None:
+        if memoryview(value).nbytes <= LARGEST_ARRAY:
+            self.reached.holders.append(Numbers(value))
 
     def method(self, value: Any, path: Path) -> None:
         self.put(value.__self__, path)
@@ -238,14 +249,22 @@ class _Walk:
             self.variables_of(value)
 
     def variables_of(self, function: types.FunctionType) -> None:
-        """The script's variables that a function refers to."""
-        variables = function.__globals__
+        """The variables of scripts and modules of the user's that a function refers to."""
+        self.refer(function.__globals__, names_in(function.__code__))
+
+    def refer(self, variables: dict[str, Any], names: frozenset[str]) -> None:
         path = (None, variables.get("__name__", ""))
         known = self.variables.setdefault(id(variables), (variables, set()))[1]
-        for name in names_in(function.__code__):
-            if name in variables and name not in known:
+        for name in names:
+            value = variables.get(name)
+            if type(value) is types.ModuleType and is_own(value.__name__):
+                self.refer(vars(value), names - {name})  # module.name
+            elif name in variables and name not in known:
                 known.add(name)
-                self.put(variables[name], (path, name))
+                if isinstance(value, type):
+                    self.classes(bounds.own_classes(value))
+                else:
+                    self.put(value, (path, name))
 
 
 @bounds.of_a_type
@@ -262,8 +281,11 @@ def _visit(kind: type) -> Callable[..., None] | None:
         (types.FunctionType, _Walk.function),
         (types.MethodType, _Walk.method),
         (functools.partial, _Walk.partial),
+        (torch.utils.data.Dataset, _Walk.instance if bounds.own_classes(kind) else None),
         (bounds.NO_STATE, None),
-        (types.SimpleNamespace, _Walk.instance),
+        (torch.quasirandom.SobolEngine, _Walk.instance),
+        ((types.SimpleNamespace, UserDict, UserList, ChainMap), _Walk.instance),
+        ((bytearray, array), _Walk.numbers),
     ):
         if issubclass(kind, base):
             return visit

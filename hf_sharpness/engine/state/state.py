@@ -16,7 +16,7 @@ from .checked_steps import CheckedSteps
 from .discovery import Discovery
 from .flags import Flags
 from .generators import OwnGenerator, RandomState, accelerators_of
-from .holders import Content, Elements, Holder, LeftAlone, Names
+from .holders import Content, Elements, Holder, LeftAlone, Names, bytes_of
 from .paths import Path, Root, name_of
 from .quiet import QuietModules, changed_of
 from .reach import Reached, reach
@@ -193,6 +193,11 @@ class State:
         self.after.left_alone = flags.for_the_end()
         return self.after
 
+    def leaves(self) -> list[Tensor]:
+        """Tensors that are none of the weights and gather gradients, as reached after the first passes."""
+        found = [watched.tensor for watched in self.after.tensors.bound] if self.after is not None else []
+        return [tensor for tensor in found if tensor.requires_grad and tensor.is_leaf]
+
     def after_further_passes(self) -> None:
         """Everything has been put back: look whether they have written what was not copied."""
         for watched in self.after.tensors.by_region.values() if self.after is not None else ():
@@ -206,9 +211,13 @@ class State:
         roots = [*self.roots, *self.of_step, *met]
         return reach(roots, self.is_weight, self.weights.binds_weights, self.quiet)
 
-    def is_weight(self, tensor: Tensor) -> bool:
-        """Whether a tensor is moved and put back as one of the weights."""
-        return id(tensor) in self.optimized or self.weights.is_weight(tensor)
+    def is_weight(self, value: Any) -> bool:
+        """Whether a tensor, or a NumPy array, is moved and put back as one of the weights."""
+        if isinstance(value, Tensor):
+            return id(value) in self.optimized or self.weights.is_weight(value)
+        first, after = bytes_of(value)
+        pieces = ((s + begin, s + end) for s, ranges in self.ranges.items() for begin, end in ranges)
+        return any(first < end and begin < after for begin, end in pieces)
 
     def lies_on_weights(self, region: Region) -> bool:
         """Whether a piece of memory overlaps the trainable weights': it is moved and put back with them."""
