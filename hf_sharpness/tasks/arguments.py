@@ -55,7 +55,7 @@ def refused(recipe: Recipe, error: BaseException, model: Any = None) -> RecipeEr
     return RecipeError(f"{origin}: {first_line(error)}")
 
 
-def try_optimization(arguments: TrainingArguments, model: Any) -> None:
+def try_optimization(arguments: Any, model: Any) -> None:
     """Make optimizer and schedule once, for a single weight: what they refuse is known before the training begins.
 
     Raises:
