@@ -27,6 +27,7 @@ class AfterStep:
         preconditioned: divide the vector by what the optimizer divides its step by.
         loss_scale: the factor on the gradient, which may be taken off before the step.
         at_once: whether a change that cannot be followed is refused before the step, which waits for the device.
+        large: squares of the vector, or of the gradient, may overflow.
 
     A non-finite vector makes the gradient non-finite too, so that a GradScaler skips the step.
     """
@@ -41,6 +42,7 @@ class AfterStep:
         preconditioned: bool = False,
         loss_scale: Tensor | float = 1.0,
         at_once: bool = True,
+        large: bool = False,
     ) -> None:
         self.terms = terms
         self.weight = weight
@@ -49,6 +51,7 @@ class AfterStep:
         self.preconditioned = preconditioned
         self.loss_scale = loss_scale
         self.at_once = at_once
+        self.large = large
         params = list(terms)
         self.waiting = weights.stepped_together(params)
         self.params: list[nn.Parameter] = []
@@ -66,7 +69,9 @@ class AfterStep:
         return not self.waiting
 
     def _norm(self, vector: vectors.Vector, params: list[nn.Parameter]) -> Tensor:
-        return vectors.norm(vector, self.weights.owners(params))
+        owners = self.weights.owners(params)
+        norm = vectors.norm(vector, owners)
+        return torch.where(norm.isfinite(), norm, vectors.norm_of_large(vector, owners)) if self.large else norm
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer is about to step: change the vector as the gradient was changed, and note the weights.

@@ -72,6 +72,7 @@ class Term:
         self.preconditioned = False
         self.earlier: dict[nn.Parameter, Tensor] = {}
         self.scratch: dict[nn.Parameter, Tensor] = {}
+        self.large = False
 
     def drop(self) -> None:
         """Forget the term that waits for an optimizer step which did not happen."""
@@ -97,7 +98,7 @@ class Term:
             raise RuntimeError(CANNOT_FOLLOW)
         pending, self.pending = self.pending, None
         if pending is not None:
-            self.earlier = pending.withdrawn()
+            self.earlier, self.large = pending.withdrawn(), pending.large
             self.weight, self.preconditioned = pending.weight, pending.preconditioned
 
     def collect(self, passes: Passes) -> None:
@@ -108,6 +109,7 @@ class Term:
         if self.earlier and weight != self.weight:
             vectors.scale_(list(self.earlier.values()), self.weight / weight)
         self.weight = weight
+        self.large |= passes.large
         _add(self.vector, dict(zip(passes.params, passes.pad(vector), strict=True)))
         # The saved weights have served: their memory is used again.
         self.scratch = {} if passes.memory.flat else dict(zip(passes.params, passes.saved, strict=True))
@@ -126,6 +128,7 @@ class Term:
                 preconditioned=self.preconditioned,
                 loss_scale=1.0 if self.loss_scale is None else self.loss_scale(),
                 at_once=self.on_cpu(),
+                large=self.large,
             )
         self.forget()
 

@@ -100,6 +100,31 @@ def test_a_gradient_whose_squares_overflow_is_climbed_all_the_same(spec: Spec) -
     torch.testing.assert_close(handed[1], handed[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_is_added_after_the_step_may_be_as_large(masked: bool) -> None:
+    """Decoupled WSAM's term, also where some of the gradient is masked: the same movement, at so small a rate."""
+    batch = STEPS[0][0]
+    moved = []
+    for scale in (1.0, 2.0**70):
+        model = Net().float()
+        start = flat(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1 / scale)
+        (spec,) = by_name("wsam-decoupled")
+
+        def closure(model: nn.Module = model, scale: float = scale) -> Tensor:
+            loss = model(batch["x"].float(), batch["labels"])["loss"] * scale
+            loss.backward()
+            return loss
+
+        spec.ours(model, optimizer).backward(closure)
+        if masked:
+            model.first.weight.grad[:4] = 0
+        optimizer.step()
+        moved.append(flat(model) - start)
+        assert (model.first.weight.reshape(-1)[:24] == start[:24]).all() == masked
+    torch.testing.assert_close(moved[1], moved[0], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("mode", ["coupled", "decoupled"])
 def test_a_gamma_too_small_for_its_reciprocal_is_the_base(mode: str, plain: Plain) -> None:
     ends = []
