@@ -90,12 +90,13 @@ class SharpnessAware:
     def metrics(self) -> dict[str, Tensor | float]:
         """What the last step measured, as 0-dim tensors on the device.
 
-        loss, perturbed_loss, sharpness, ascent_grad_norm, perturbation_norm, and the ``metrics`` of the method; what
-        concerns the optimizer's step once that has been made.
+        loss, perturbed_loss, sharpness, ascent_grad_norm, and the ``metrics`` of the method. After
+        ``backward(closure, measure=True)`` also perturbation_norm and, once the optimizer's step has been made,
+        decoupled WSAM's wsam_step_ratio.
         """
         return self.engine.metrics
 
-    def backward(self, closure: Closure | Sequence[Closure]) -> Tensor:
+    def backward(self, closure: Closure | Sequence[Closure], measure: bool = False) -> Tensor:
         """Leave in p.grad the gradient that the base optimizer is to step with.
 
         Args:
@@ -104,6 +105,8 @@ class SharpnessAware:
                 such functions, one for each micro-batch: their gradients add up, so each scales its loss so that the
                 sum is the batch's mean loss. A list is needed for ``scope="micro_batch"``, and gradients are then
                 reduced over ranks in the last one only.
+            measure: also measure how far the weights really move, for ``metrics``. It reads all weights a few times
+                more, so ask for it in the steps that you log. Default False.
 
         Returns:
             The clean loss L(w), detached (the sum over the closures).
@@ -117,6 +120,7 @@ class SharpnessAware:
                 called ``zero_grad``).
         """
         closures = self._usage.begins(closure)
+        self.engine.course.measures = measure
         self.engine.begin()
         losses = []
         for index, function in enumerate(closures, start=1):

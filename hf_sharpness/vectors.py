@@ -4,20 +4,25 @@ A model's gradient, a perturbation and the weights themselves are lists of tenso
 works on such lists with the fused ``torch._foreach_*`` kernels: a handful of launches whatever the number of tensors.
 
 Sharded tensors (``DTensor``: FSDP2, tensor parallel) are handled through their local shards: element-wise work needs no
-communication, and :func:`norm` and :func:`dot` sum over the ranks that hold different shards.
+communication, and ``norm`` and ``dot`` (``lengths.py``) sum over the ranks that hold different shards.
 
 ``torch._foreach_*`` carries a leading underscore but is what ``torch.optim`` and ``torch.nn.utils`` are built on; it is
-used in this module only, and ``tests/test_vectors.py`` fails if a function moves.
+used here and in ``lengths.py`` only, and ``tests/test_vectors.py`` fails if a function moves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from .lengths import dot as dot
+from .lengths import is_spread as is_spread
+from .lengths import norm as norm
+from .lengths import norm_of_large as norm_of_large
+from .lengths import norms as norms
 from .shards import DTensor as DTensor
 from .shards import Part as Part
 from .shards import Vector as Vector
@@ -50,6 +55,25 @@ def add_(vector: Vector, other: Vector, factor: float = 1.0) -> None:
     """vector <- vector + factor * other."""
     if vector:
         torch._foreach_add_(vector, other, alpha=factor)
+
+
+def add_spending_(vector: Vector, other: Vector, factor: float | Tensor) -> None:
+    """vector <- vector + factor * other, and ``other`` is spent: it saves a pass over memory where factors can be read.
+
+    Args:
+        vector: what is added to.
+        other: overwritten, or not.
+        factor: a number, or a 0-dim tensor.
+    """
+    if isinstance(factor, Tensor) and not is_on_host(factor):
+        scale_(other, factor)
+        factor = 1.0
+    add_(vector, other, float(factor))
+
+
+def is_on_host(tensor: Tensor) -> bool:
+    """Whether reading a tensor's value waits for nothing."""
+    return tensor.device.type == "cpu"
 
 
 def multiply_(vector: Vector, other: Vector) -> None:
@@ -85,134 +109,60 @@ def divide_by_roots_(vector: Vector, squares: Vector, scales: Sequence[float | T
         torch._foreach_div_(vector, roots)
 
 
+def are_equal(vector: Vector, other: Vector) -> bool:
+    """Whether two vectors of the same shapes are equal in every element. Reads values on the host."""
+    return all(map(torch.equal, vector, other))
+
+
+def is_multiple(vector: Vector, other: Vector, factor: float) -> bool:
+    """Whether vector = factor * other, to within rounding of every single element. Reads values on the host.
+
+    Args:
+        vector: local tensors of float32 or float64 (of other types: False).
+        other: tensors of the same shapes.
+        factor: a number.
+    """
+    start = 0
+    for part in buckets(vector, 2**20):  # all that is made of it stays within a processor's cache
+        others = other[start : start + len(part)]
+        start += len(part)
+        dtype = part[0].dtype
+        if dtype not in _SAME_WITHIN or any(t.dtype != dtype for t in others):
+            return False
+        difference = torch._foreach_mul(others, factor)
+        torch._foreach_sub_(difference, part)
+        torch._foreach_abs_(difference)
+        torch._foreach_sub_(difference, torch._foreach_abs(part), alpha=_SAME_WITHIN[dtype])
+        largest = torch._foreach_max([t for t in difference if t.numel()] or [torch.zeros(1, dtype=dtype)])
+        if not torch.stack(largest).max() <= torch.finfo(dtype).tiny:  # also where one is not a number
+            return False
+    return True
+
+
+_SAME_WITHIN = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def buckets(vector: Vector, size: int) -> list[Vector]:
+    """The tensors in order, in lists of one type and device and of at most ``size`` bytes (but for a larger tensor)."""
+    buckets: list[Vector] = []
+    filled = 0
+    for tensor in vector:
+        bytes_ = tensor.numel() * tensor.element_size()
+        alike = buckets and (buckets[-1][0].dtype, buckets[-1][0].device) == (tensor.dtype, tensor.device)
+        if not alike or filled + bytes_ > size:
+            buckets.append([])
+            filled = 0
+        buckets[-1].append(tensor)
+        filled += bytes_
+    return buckets
+
+
 def by_device(vector: Vector) -> dict[torch.device, Vector]:
     """The tensors grouped by the device that holds them (one group unless the model is spread over devices)."""
     groups: dict[torch.device, Vector] = {}
     for tensor in vector:
         groups.setdefault(tensor.device, []).append(tensor)
     return groups
-
-
-def norm(vector: Vector, like: Sequence[Tensor] | None = None) -> Tensor:
-    """One global L2 norm over all tensors, accumulated in fp32 (fp64 for float64 tensors), as a 0-dim tensor.
-
-    In fp32 it is infinite from 1.8e19 on, where the squares overflow: see :func:`norm_of_large`.
-
-    Args:
-        vector: local tensors, any shapes, devices and dtypes.
-        like: the tensors whose shards ``vector`` holds. Where one is a ``DTensor``, the squares are summed over the
-            mesh dimensions that shard it, so that every rank gets the norm of the whole; where it is a ``Part``, over
-            the ranks of its group.
-    """
-    return _whole_norm(vector, like, norms)
-
-
-def norm_of_large(vector: Vector, like: Sequence[Tensor] | None = None) -> Tensor:
-    """The same for a vector of finite elements whose squares overflow.
-
-    Takes a copy of one tensor at a time, so it is for the rare case that :func:`norm` is not finite.
-    """
-    scale = 2.0**-80  # a power of two, so that nothing is rounded
-
-    def scaled(tensors: Vector) -> Vector:
-        return norms([norms([tensor * scale])[0] for tensor in tensors])  # again, for one type
-
-    return _whole_norm(vector, like, scaled) / scale
-
-
-def _whole_norm(vector: Vector, like: Sequence[Tensor] | None, norms_of: Callable[[Vector], Vector]) -> Tensor:
-    if not vector:
-        return torch.zeros(())
-    groups: dict[object, Vector] = {}
-    for tensor, owner in zip(vector, like if like is not None else vector, strict=True):
-        groups.setdefault(_spread(owner), []).append(tensor)
-    device = vector[0].device
-    totals = []
-    for spread, tensors in groups.items():
-        total = torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms_of(tensors)]))
-        totals.append(total if spread is None else _reduced_over_ranks(total, _groups_of(spread)))
-    if len(totals) == 1:
-        return totals[0]
-    widest = torch.float64 if any(t.dtype == torch.float64 for t in totals) else torch.float32
-    return torch.linalg.vector_norm(torch.stack([t.to(widest) for t in totals]))
-
-
-def norms(tensors: Vector) -> Vector:
-    """The norm of each tensor, all in the widest of their accumulation types."""
-    dtypes = {t.dtype for t in tensors}
-    wide = torch.float64 if torch.float64 in dtypes else torch.float32
-    if any(_is_long(t) for t in tensors):
-        pieces = [list(t.reshape(-1).split(_PIECE)) if _is_long(t) else [t] for t in tensors]
-        return [torch.linalg.vector_norm(torch.stack(norms(parts))).to(wide) for parts in pieces]
-    if dtypes == {wide}:
-        return list(torch._foreach_norm(tensors))
-    return [n.to(wide) for n in torch._foreach_norm(tensors, 2, dtype=wide)]
-
-
-def _is_long(tensor: Tensor) -> bool:
-    """On a CPU torch adds up squares in few sums: the norm of 3e7 numbers is 1.7e-3 too small in fp32."""
-    return tensor.numel() > _PIECE and tensor.device.type == "cpu" and tensor.dtype != torch.float64
-
-
-_PIECE = 2**16
-
-
-def _spread(owner: Any) -> Any:
-    """How a tensor lies over ranks, equal for tensors that lie alike; None if every rank has all of it."""
-    if isinstance(owner, DTensor):
-        return owner.device_mesh, owner.placements
-    return owner if isinstance(owner, Part) else None
-
-
-def _groups_of(spread: Any) -> list[Any]:
-    """The process groups whose ranks hold different parts."""
-    if isinstance(spread, Part):
-        return [spread.group]
-    mesh, placements = spread
-    if any(placement.is_partial() for placement in placements):
-        raise ValueError("cannot take the norm or dot product of a tensor whose shards are unreduced partial sums")
-    return [mesh.get_group(dimension) for dimension, placement in enumerate(placements) if placement.is_shard()]
-
-
-def _reduced_over_ranks(total: Tensor, groups: list[Any]) -> Tensor:
-    return _summed_over_ranks(total.square(), groups).sqrt()
-
-
-def _summed_over_ranks(value: Tensor, groups: list[Any]) -> Tensor:
-    """The sum over the ranks of process groups that span a grid; overwrites the value."""
-    for group in groups:
-        torch.distributed.all_reduce(value, group=group)
-    return value
-
-
-def dot(a: Vector, b: Vector, like: Sequence[Tensor] | None = None) -> Tensor:
-    """The dot product of two vectors, accumulated in fp32 (fp64 for float64 tensors), as a 0-dim tensor.
-
-    Args:
-        a: local tensors, any shapes, devices and dtypes.
-        b: tensors of the same shapes on the same devices.
-        like: the tensors whose shards ``a`` and ``b`` hold, as for :func:`norm`.
-    """
-    if not a:
-        return torch.zeros(())
-    groups: dict[object, Vector] = {}
-    for x, y, owner in zip(a, b, like if like is not None else a, strict=True):
-        groups.setdefault(_spread(owner), []).append(_dot(x, y))
-    device = a[0].device
-    totals = []
-    for spread, products in groups.items():
-        total = torch.stack([p.to(device) for p in products]).sum()
-        totals.append(total if spread is None else _summed_over_ranks(total, _groups_of(spread)))
-    return torch.stack(totals).sum()
-
-
-def _dot(x: Tensor, y: Tensor, piece: int = 2**24) -> Tensor:
-    """Products are summed pairwise (``sum`` does, ``torch.dot`` on a CPU does not), and made a piece at a time."""
-    wide = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
-    if x.numel() <= piece:
-        return (x.to(wide) * y.to(wide)).sum()
-    pairs = zip(x.reshape(-1).split(piece), y.reshape(-1).split(piece), strict=True)
-    return torch.stack([(u.to(wide) * v.to(wide)).sum() for u, v in pairs]).sum()
 
 
 def displacement_(
@@ -257,8 +207,18 @@ def angle(a: Vector, b: Vector, a_norm: Tensor, b_norm: Tensor, scratch: Vector,
     nearly parallel and nearly opposite vectors, where arccos loses half the digits or leaves its domain. It needs norms
     only, hence no other reduction over shards, and overwrites ``scratch``.
     """
+    ratio = torch.where(b_norm > 0, a_norm / b_norm, torch.zeros_like(b_norm))
+    if is_on_host(ratio):
+        copy_(scratch, a)
+        add_(scratch, b, -float(ratio))
+        near = norm(scratch, like)
+        square = 4.0 * a_norm.square() - near.square()  # ||u - v||^2 + ||u + v||^2 = 4
+        if float(ratio) > 0 and float(square) >= 2.0 * float(a_norm) ** 2:  # up to a right angle no digit is lost
+            return 2.0 * torch.atan2(near, square.sqrt())
+        add_(scratch, b, 2.0 * float(ratio))
+        return 2.0 * torch.atan2(near, norm(scratch, like))
     copy_(scratch, b)
-    scale_(scratch, torch.where(b_norm > 0, a_norm / b_norm, torch.zeros_like(b_norm)))
+    scale_(scratch, ratio)
     add_(scratch, a)
     far = norm(scratch, like)
     add_(scratch, a, -2.0)

@@ -1,89 +1,147 @@
-"""What a sharpness-aware step costs: time as a ratio to the base optimizer's step, memory in multiples of the weights.
+"""What a sharpness-aware step costs: time against the floor, memory in multiples of the weights, collectives.
 
-    python scripts/cost.py [--device cuda] [--rounds 20]
+    python scripts/cost.py                          # ViT of 5.4 million weights, batch 16, on a CPU with one thread
+    python scripts/cost.py --device cuda --subject vit-base --batch 64 --bf16
+    python scripts/cost.py --only memory            # bytes read, written, and alive, counted operator by operator
+    python scripts/cost.py --only parameters micro-batches ranks --picture cost.png
 
-The methods take turns, one step each, so that a machine whose speed drifts treats all alike; the ratio of each turn is
-taken against the same turn's base step, and the median over turns is printed.
+The floor of a method is what no implementation can do without: its forward and backward passes and one step of the base
+optimizer (AdamW). All take turns in one process; ratios are to the floor of the same round. Steps are those between
+two logs, without ``sam_check``'s further pass. ``pytorch_optimizer``, where installed, takes part.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import platform
-import statistics
-import time
-from collections.abc import Callable
+import dataclasses
+from pathlib import Path
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from costs import report
+from costs.arms import MAIN, METHODS, Arm, Setting, floor, floor_name, ours
+from costs.in_trainer import ARGUMENTS, in_trainer
+from costs.peers import peers
+from costs.ranks import on_ranks
+from costs.subjects import SUBJECTS, subject, vit
+from costs.timing import Timed, clock_for, take_turns
+from costs.traffic import measured
 
-from hf_sharpness import SAM, WSAM, XSAM
-
-METHODS: dict[str, Callable | None] = {
-    "base (AdamW)": None,
-    "SAM": SAM,
-    "SAM, 2 steps": lambda m, o: SAM(m, o, steps=2),
-    "ASAM": lambda m, o: SAM(m, o, rho=0.5, adaptive=True),
-    "WSAM coupled": lambda m, o: WSAM(m, o, mode="coupled"),
-    "WSAM decoupled": lambda m, o: WSAM(m, o, mode="decoupled"),
-    "XSAM, alpha kept": lambda m, o: XSAM(m, o, alpha=1.2),
-    "XSAM, searching": lambda m, o: XSAM(m, o, refresh=1),
-}
+PARTS = ("time", "memory", "parameters", "micro-batches", "ranks")
+WIDTHS = ((96, 9), (192, 12), (384, 12), (768, 12))
+"""Units and layers of vision transformers of 1, 5.4, 21 and 85 million weights."""
 
 
-def make_step(device: torch.device, layers: int, batch: int, length: int, build: Callable | None) -> Callable[[], None]:
-    """One training step of a BERT classifier under a method, as a function to be timed."""
-    torch.manual_seed(0)
-    config = BertConfig(hidden_size=384, num_hidden_layers=layers, num_attention_heads=12, intermediate_size=1536)
-    model = BertForSequenceClassification(config).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    method = build(model, optimizer) if build is not None else None
-    tokens = torch.randint(0, config.vocab_size, (batch, length), device=device)
-    labels = torch.randint(0, 2, (batch,), device=device)
+def timed(arms: list[Arm], rounds: int, setting: Setting) -> dict[str, Timed]:
+    """Let the arms take turns, and give back what they hold."""
+    try:
+        return take_turns(arms, rounds, clock_for(setting.device)[0])
+    finally:
+        for arm in arms:
+            arm.close()
 
-    def closure() -> torch.Tensor:
-        loss = model(input_ids=tokens, labels=labels).loss
-        loss.backward()
-        return loss
 
-    def step() -> None:
-        closure() if method is None else method.backward(closure)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+def time_part(setting: Setting, rounds: int, main_only: bool) -> None:
+    """The table of times: the floors, the methods in a plain loop and in the Trainer, and others' implementations."""
+    names = MAIN if main_only else list(METHODS)
+    arms = [floor(setting, replays) for replays in range(2 if main_only else 3)]
+    arms += [ours(setting, name) for name in names]
+    if setting.micro_batches == 1:
+        arms += peers(setting)
+    arms += [in_trainer(setting, name) for name in ARGUMENTS]
+    floors = {arm.name: arm.floor for arm in arms}
+    found = timed(arms, rounds, setting)
+    print(report.times_table(found, floors), "\n")
+    middle = {name: sorted(taken.seconds)[len(taken.seconds) // 2] for name, taken in found.items()}
+    own = middle["stock Trainer, base"] - middle["base"]
+    for name in MAIN:
+        added = middle[f"Trainer, {name}"] - middle[name]
+        print(f"The Trainer adds {1e3 * added:.1f} ms to {name} (transformers' own to the base: {1e3 * own:.1f} ms).")
 
-    return step
+
+def memory_part(setting: Setting) -> None:
+    """The table of bytes."""
+    base = measured(lambda: floor(setting, 0))
+    floors = {floor_name(replays): measured(lambda replays=replays: floor(setting, replays)) for replays in (1, 2)}
+    makers = [lambda name=name: ours(setting, name) for name in METHODS if "searching" not in name]
+    makers += [lambda index=index: peers(setting)[index] for index in range(len(peers(setting)))]
+    found, of = {}, {}
+    for make in makers:
+        arm = make()
+        arm.step()
+        found[arm.name], of[arm.name] = measured(make), floors[arm.floor]
+    print(report.memory_table(found, base, of))
+
+
+Series = dict[str, dict[float, float]]
+
+
+def varied(settings: dict[float, Setting], rounds: int) -> Series:
+    """The ratios of the methods to their floors in each of several settings."""
+    series: Series = {name: {} for name in MAIN}
+    for value, setting in settings.items():
+        arms = [floor(setting, 1), *(ours(setting, name) for name in MAIN)]
+        for name, taken in timed(arms, rounds, setting).items():
+            if name in series:
+                series[name][value] = taken.ratio
+    return series
+
+
+def print_series(what: str, series: Series) -> None:
+    """As a table."""
+    values = list(next(iter(series.values())))
+    rows = [[name, *(f"{points[v]:.3f}" for v in values)] for name, points in series.items()]
+    print(report.table([what, *(f"{v:g}" for v in values)], rows), "\n")
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print the tables, and draw the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--subject", choices=SUBJECTS, default="vit-tiny")
+    parser.add_argument("--batch", type=int, help="examples in a batch (of each process, for ranks)")
+    parser.add_argument("--bf16", action="store_true", help="bf16 autocast")
+    parser.add_argument("--micro-batches", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=14)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=["time", "memory"])
+    parser.add_argument("--main", action="store_true", help="time the four main methods only")
+    parser.add_argument("--worlds", type=int, nargs="+", default=[1, 2], help="numbers of processes, for ranks")
+    parser.add_argument("--picture", type=Path, help="draw what was varied into this file")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     device = torch.device(args.device)
-    steps = {name: make_step(device, args.layers, args.batch, args.length, build) for name, build in METHODS.items()}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(args.rounds + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn:  # the first turn warms up
-                times[name].append(time.perf_counter() - start)
-    base = times["base (AdamW)"]
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    print(f"{datetime.date.today()}, {where}, torch {torch.__version__}, BERT {args.layers} layers x 384, ", end="")
-    print(f"batch {args.batch} x {args.length}, median of {args.rounds} turns\n")
-    print("| method | time / base step | min - max |\n| --- | --- | --- |")
-    for name, taken in times.items():
-        ratios = [t / b for t, b in zip(taken, base, strict=True)]
-        print(f"| {name} | {statistics.median(ratios):.2f} | {min(ratios):.2f} - {max(ratios):.2f} |")
+    setting = Setting(subject(args.subject, args.batch), device, args.micro_batches, args.bf16)
+    weights = sum(p.numel() for p in setting.subject.model(torch.device("cpu")).parameters()) / 1e6
+    print(f"{report.where(device)}; {setting.subject.describe}, {weights:.1f} million weights", end="")
+    print(f"{', bf16 autocast' if args.bf16 else ''}; {clock_for(device)[1]}, {args.rounds} rounds\n")
+    panels = []
+    if "time" in args.only:
+        time_part(setting, args.rounds, args.main)
+    if "memory" in args.only:
+        memory_part(setting)
+    if "parameters" in args.only:
+        made = {hidden: vit(hidden, layers, 32, 4, setting.subject.batch) for hidden, layers in WIDTHS}
+        sizes = {h: sum(p.numel() for p in s.make().parameters()) / 1e6 for h, s in made.items()}
+        settings = {round(sizes[h], 1): dataclasses.replace(setting, subject=s) for h, s in made.items()}
+        series = varied(settings, args.rounds)
+        print_series("million weights", series)
+        panels.append((setting.subject.describe.partition(",")[0].split()[0], "million weights", series))
+    if "micro-batches" in args.only:
+        settings = {float(n): dataclasses.replace(setting, micro_batches=n) for n in (1, 2, 4, 8)}
+        series = varied(settings, args.rounds)
+        print_series("micro-batches of a batch", series)
+        panels.append((f"{weights:.1f} million weights", "micro-batches of a batch", series))
+    if "ranks" in args.only:
+        found = {world: on_ranks(world, args.subject, setting.subject.batch, args.rounds) for world in args.worlds}
+        names = list(found[args.worlds[0]])
+        rows = [
+            [name, *(str(found[w][name][0]) for w in args.worlds)]
+            + [f"{found[w][name][1] / found[w]['floor'][1]:.3f}" for w in args.worlds]
+            for name in names
+        ]
+        header = [*(f"collectives, {w} ranks" for w in args.worlds), *(f"time / floor, {w} ranks" for w in args.worlds)]
+        print(report.table(["step, scope", *header], rows), "\n")
+    if args.picture and panels:
+        report.picture(args.picture, panels)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def plain_loop(
 
         if step in epoch_starts and hasattr(method, "start_epoch"):
             method.start_epoch()
-        closure() if method is None else method.backward(closure)
+        closure() if method is None else method.backward(closure, measure=step == len(steps) - 1)
         if max_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), max_norm)
         optimizer.step()

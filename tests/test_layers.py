@@ -12,6 +12,7 @@ import hf_sharpness
 PACKAGE = Path(hf_sharpness.__file__).parent
 LAYERS = [
     {"shards"},
+    {"lengths"},
     {"vectors"},
     {"methods"},
     {"engine"},

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sharpness import vectors
+from hf_sharpness import lengths, vectors
 
 
 def two_vectors(dtype: torch.dtype = torch.float64) -> tuple[vectors.Vector, vectors.Vector]:
@@ -25,16 +25,21 @@ def long(vector: vectors.Vector) -> np.ndarray:
 
 def test_every_foreach_function_that_is_used_exists() -> None:
     """They are private to torch: this fails, by name, when one moves."""
-    tree = ast.parse(Path(vectors.__file__).read_text())
-    used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr.startswith("_foreach")}
+    trees = [ast.parse(Path(module.__file__).read_text()) for module in (vectors, lengths)]
+    used = {
+        n.attr
+        for tree in trees
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute) and n.attr.startswith("_foreach")
+    }
     assert len(used) >= 4
     assert [name for name in used if not hasattr(torch, name)] == []
 
 
-def test_foreach_functions_stay_in_one_module_but_for_the_restore_in_one_call() -> None:
+def test_foreach_functions_stay_in_two_modules_but_for_the_restore_in_one_call() -> None:
     package = Path(vectors.__file__).parent
     users = {p.name for p in package.rglob("*.py") if "torch._foreach" in p.read_text()}
-    assert users == {"vectors.py", "passes.py", "watch.py"}  # which looks for one in what others call
+    assert users == {"vectors.py", "lengths.py", "passes.py", "watch.py"}  # which looks for one in what others call
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -83,7 +88,7 @@ def test_dot_of_a_long_fp32_tensor_keeps_its_digits() -> None:
     a, b = (torch.rand(5_000_000, generator=generator) for _ in range(2))
     expected = a.double().numpy() @ b.double().numpy()
     assert float(vectors.dot([a], [b])) == pytest.approx(expected, rel=5e-7)
-    assert float(vectors._dot(a, b, piece=2**18)) == pytest.approx(expected, rel=5e-7)
+    assert float(lengths._dot(a, b, piece=2**18)) == pytest.approx(expected, rel=5e-7)
     assert float(vectors.dot([a.view(2500, 2000).t()], [b.view(2500, 2000).t()])) == pytest.approx(expected, rel=5e-7)
 
 

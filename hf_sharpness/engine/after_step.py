@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import vectors
-from .edits import CANNOT_FOLLOW, LARGEST, follow_
+from .edits import CANNOT_FOLLOW, LARGEST, factor_of_all, follow_
 from .preconditioner import precondition_
 from .weights import Weights
 
@@ -22,12 +22,14 @@ class AfterStep:
     Args:
         terms: the vector, as one local tensor for each parameter; spent by ``descend``.
         weight: the factor beside the learning rate.
-        scratch: for every parameter a tensor of its size, not overlapping; holds the gradient, then the old weights.
+        scratch: for every parameter a tensor of its size, not overlapping; holds the gradient, then, if measured, the
+            old weights.
         weights: where the weights are. DeepSpeed calls the optimizer's ``step`` several times, each for some of them.
         preconditioned: divide the vector by what the optimizer divides its step by.
         loss_scale: the factor on the gradient, which may be taken off before the step.
         at_once: whether a change that cannot be followed is refused before the step, which waits for the device.
         large: squares of the vector, or of the gradient, may overflow.
+        measures: whether ``descend`` is to return the size of its step, which reads all weights.
 
     A non-finite vector makes the gradient non-finite too, so that a GradScaler skips the step.
     """
@@ -43,6 +45,7 @@ class AfterStep:
         loss_scale: Tensor | float = 1.0,
         at_once: bool = True,
         large: bool = False,
+        measures: bool = True,
     ) -> None:
         self.terms = terms
         self.weight = weight
@@ -52,7 +55,9 @@ class AfterStep:
         self.loss_scale = loss_scale
         self.at_once = at_once
         self.large = large
+        self.measures = measures
         params = list(terms)
+        self.reads = at_once and not any(vectors.is_spread(owner) for owner in weights.owners(params))
         self.waiting = weights.stepped_together(params)
         self.params: list[nn.Parameter] = []
         self.factor: Tensor | float = 1.0
@@ -83,7 +88,8 @@ class AfterStep:
         self._follow_edits(self.loss_scale if scale is None else 1.0)
         if scale is not None:
             vectors.scale_([self.terms[p] for p in self.params], 1 / scale)
-        vectors.copy_([self.scratch[p] for p in self.params], vectors.local(self.params))
+        if self.measures:
+            vectors.copy_([self.scratch[p] for p in self.params], vectors.local(self.params))
 
     def withdrawn(self) -> dict[nn.Parameter, Tensor]:
         """The vector, changed as the gradient was, for the term of a further backward pass before the step."""
@@ -97,10 +103,17 @@ class AfterStep:
         self.params = [p for p in self.waiting.pop(0) if p.grad is not None]
         if not self.params:
             return
+        terms, before = [self.terms[p] for p in self.params], [self.scratch[p] for p in self.params]
+        now = vectors.gradients(self.params)
+        if self.reads and (factor := factor_of_all(before, now)) is not None:
+            if factor != 1.0:
+                vectors.scale_(terms, factor)
+            self.factor = factor
+            return
         self.factor, lost = follow_(
-            [self.terms[p] for p in self.params],
-            [self.scratch[p] for p in self.params],
-            vectors.gradients(self.params),
+            terms,
+            before,
+            now,
             lambda vector: self._norm(vector, self.params),
             default=self.factor,
             limit=LARGEST / unscaled_by,
@@ -110,21 +123,30 @@ class AfterStep:
             raise RuntimeError(CANNOT_FOLLOW)
 
     def descend(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
-        """Add the term; returns its size over that of the base optimizer's step, or None if that step was skipped."""
+        """Add the term.
+
+        Returns:
+            Its size over that of the base optimizer's step; None if it is not measured, or that step was skipped.
+        """
         found_inf = getattr(optimizer, "found_inf", None)  # a fused optimizer is called and skips inside
         if not self.params or (found_inf is not None and found_inf.item()):
             return None
         live = dict(zip(self.params, vectors.local(self.params), strict=True))
-        before = [self.scratch[p] for p in self.params]
-        vectors.add_(before, list(live.values()), -1.0)
-        base_step = self._norm(before, self.params)
+        before = [self.scratch[p] for p in self.params] if self.measures else []
+        if self.measures:
+            vectors.add_(before, list(live.values()), -1.0)
         if self.preconditioned:
             precondition_(optimizer, self.params, [self.terms[p] for p in self.params])
         for group in optimizer.param_groups:
             members = [p for p in group["params"] if p in live]
-            terms = [self.terms[p] for p in members]
-            vectors.scale_(terms, group["lr"] * self.weight)
-            vectors.add_([live[p] for p in members], terms, -1.0)
+            terms, factor = [self.terms[p] for p in members], group["lr"] * self.weight
+            if self.measures:
+                vectors.scale_(terms, factor)
+                factor = 1.0
+            vectors.add_spending_([live[p] for p in members], terms, -factor)
+        if not self.measures:
+            return None
+        base_step = self._norm(before, self.params)
         self.steps.append((self._norm([self.terms[p] for p in self.params], self.params), base_step))
         if len(self.steps) == 1:
             return self.steps[0][0] / base_step

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..vectors import Vector, copy_
+from ..vectors import Vector, buckets, copy_
 
 
 def average_over_ranks_(vector: Vector, group: Any = None, bucket_bytes: int = 25 * 2**20) -> None:
@@ -19,18 +19,3 @@ def average_over_ranks_(vector: Vector, group: Any = None, bucket_bytes: int = 2
         copy_(
             bucket, [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in bucket]), bucket, strict=True)]
         )
-
-
-def buckets(vector: Vector, size: int) -> list[Vector]:
-    """The tensors in order, in lists of one type and device and of at most ``size`` bytes (but for a larger tensor)."""
-    buckets: list[Vector] = []
-    filled = 0
-    for tensor in vector:
-        bytes_ = tensor.numel() * tensor.element_size()
-        alike = buckets and (buckets[-1][0].dtype, buckets[-1][0].device) == (tensor.dtype, tensor.device)
-        if not alike or filled + bytes_ > size:
-            buckets.append([])
-            filled = 0
-        buckets[-1].append(tensor)
-        filled += bytes_
-    return buckets

@@ -56,9 +56,12 @@ class Climbs(Facts):
         self.saved_copies: Vector = []
         self.displaced = False
 
-    def climb(self, length: float | Tensor, adaptive: bool = False) -> Vector:
+    def climb(self, length: float | Tensor, adaptive: bool = False, returned: bool = True) -> Vector:
         gradient = self.take_gradient()
-        return self._climb(gradient, self._ascent_norm(gradient), length, adaptive)
+        size = self._ascent_norm(gradient)
+        if not returned and self._climbed_at_once(gradient, size, length, adaptive):
+            return []
+        return self._climb(gradient, size, length, adaptive)
 
     def climb_along(self, direction: Vector, length: float | Tensor, adaptive: bool = False) -> Vector:
         if "ascent_grad_norm" not in self.metrics and any(p.grad is not None for p in self.params):
@@ -79,19 +82,31 @@ class Climbs(Facts):
         self._weights_changed()
         return direction
 
+    def _climbed_at_once(self, direction: Vector, size: Tensor, length: float | Tensor, adaptive: bool) -> bool:
+        """Move the weights without making the displacement, where its factor can be read; returns whether it could."""
+        factor = length * vectors.reciprocal(size)
+        if adaptive or not vectors.is_on_host(factor):
+            return False
+        self._save()
+        self._move(self.live, self.memory.folded(direction), float(factor))
+        self._weights_changed()
+        return True
+
     def climb_keeping_gradient(self, length: float | Tensor, adaptive: bool = False) -> None:
         gradient = self.gradient()
         gradient_norm = self._ascent_norm(gradient)
+        if self._climbed_at_once(gradient, gradient_norm, length, adaptive):
+            return
         self._save()
         vectors.copy_(self.live, self.memory.folded(gradient))
         vectors.displacement_(self.live, length, gradient_norm, self._norm, self.saved if adaptive else None)
         self._move(self.saved, self.live)
         self._weights_changed()
 
-    def _move(self, start: Vector, step: Vector) -> None:
-        """The live weights <- start + step, one of which they hold."""
+    def _move(self, start: Vector, step: Vector, factor: float = 1.0) -> None:
+        """The live weights <- start + factor * step, one of which they hold; the step only if the factor is 1."""
         self.climbs += 1
-        rounding.move_(self.live, start, step, self.coarse, self.noise(self.climbs))
+        rounding.move_(self.live, start, step, self.coarse, self.noise(self.climbs), factor)
 
     def _ascent_norm(self, gradient: Vector) -> Tensor:
         gradient_norm = self._checked_norm(gradient)
@@ -126,7 +141,7 @@ class Climbs(Facts):
 
     def _measure_displacement(self) -> None:
         """Note how far the weights really moved (rounding included); spends the live weights."""
-        if self.saved and not self.displaced:
+        if self.saved and self.course.measures and not self.displaced:
             self.displaced = True
             vectors.add_(self.live, self.saved, -1.0)
             self.metrics["perturbation_norm"] = self._norm(self.live)

@@ -16,7 +16,13 @@ class Course:
         progress: counts the steps.
         kept: what the method keeps.
         directions: draws random vectors.
+
+    Attributes:
+        measures: whether the step under way measures how far the weights move (``perturbation_norm`` and the method's
+            ``step_ratio``), which reads all of them.
     """
+
+    measures = False
 
     def __init__(self, progress: Progress, kept: Kept, directions: Directions) -> None:
         self.progress = progress

@@ -7,14 +7,14 @@ is no such product (noise, a sum, a sign) cannot be followed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from .. import vectors
-from ..vectors import Vector
-from .buckets import buckets
+from ..vectors import Vector, buckets
 
 LARGEST = 10.0
 """An element that an edit has made more than this many times larger is taken for one that something was added to."""
@@ -25,6 +25,24 @@ CANNOT_FOLLOW = (
     "replaced. Clipping, masks, factors and p.grad = None are followed. Use mode='coupled', or change the gradient "
     "before the first backward pass (what is in p.grad then is added to the method's gradient)"
 )
+
+
+def factor_of_all(before: Vector, now: Vector) -> float | None:
+    """The number that every element of one gradient was multiplied by to make the other; None if there is none.
+
+    Reads values on the host, and is much less work than :func:`follow_`, which finds what else an edit may be.
+
+    Args:
+        before: a gradient, local and whole on this rank.
+        now: what became of it.
+    """
+    if vectors.are_equal(before, now):
+        return 1.0
+    size, before_size = float(vectors.norm(now)), float(vectors.norm(before))
+    if not 0 < size < math.inf or not 0 < before_size < math.inf:
+        return None
+    factor = size / before_size
+    return factor if vectors.is_multiple(now, before, factor) else None
 
 
 def follow_(

@@ -71,6 +71,7 @@ class Passes(Probes):
         self.term: tuple[Vector, float, bool] | None = None
         self.device = loss.device
         self.counted: Replays  # once the method runs
+        self.is_home = False
         others: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         others = list({id(p): p for p in [*others, *habits.others(), *state.leaves()]}.values())
         optimized = {id(p) for p in self.trainable}
@@ -104,6 +105,7 @@ class Passes(Probes):
             # deliver an interrupt.
             if self.saved:
                 torch._foreach_copy_(self.moved_memory, self.saved_memory)
+                self.is_home = True
             self.restore()
         self.state.after_further_passes()
         if self.repetition is not None:
@@ -113,7 +115,8 @@ class Passes(Probes):
         """Weights and all other state as the first pass left them. Harmless to repeat."""
         self._end_probe()
         if self.saved:
-            vectors.copy_(self.moved_memory, self.saved_memory)
+            if not self.is_home:
+                vectors.copy_(self.moved_memory, self.saved_memory)
             if self._follow():
                 vectors.copy_(self.moved_memory, self.saved_memory)
             self.rebound.return_home(self.firsts, self.live)
@@ -160,6 +163,8 @@ class Passes(Probes):
         """Take up parameters that have a gradient for the first time."""
         known = {id(p) for p in self.params}
         new = [p for p in self.trainable if p.grad is not None and id(p) not in known]
+        if known and not new:
+            return
         for parameter in new:
             if parameter.grad is not None and parameter.grad.layout != torch.strided:
                 raise ValueError(

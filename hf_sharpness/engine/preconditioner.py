@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..vectors import Vector, divide_by_roots_, local
-from .buckets import buckets
+from ..vectors import Vector, buckets, divide_by_roots_, local
 from .optimizers import is_adaptive
 
 NAMES = ("adamw_torch", "adamw_torch_fused", "sgd")

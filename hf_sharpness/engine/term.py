@@ -70,6 +70,7 @@ class Term:
         self.vector: dict[nn.Parameter, Tensor] = {}
         self.weight = 1.0
         self.preconditioned = False
+        self.measures = False
         self.earlier: dict[nn.Parameter, Tensor] = {}
         self.scratch: dict[nn.Parameter, Tensor] = {}
         self.large = False
@@ -108,7 +109,7 @@ class Term:
         vector, weight, self.preconditioned = passes.term
         if self.earlier and weight != self.weight:
             vectors.scale_(list(self.earlier.values()), self.weight / weight)
-        self.weight = weight
+        self.weight, self.measures = weight, passes.course.measures
         self.large |= passes.large
         _add(self.vector, dict(zip(passes.params, passes.pad(vector), strict=True)))
         # The saved weights have served: their memory is used again.
@@ -129,6 +130,7 @@ class Term:
                 loss_scale=1.0 if self.loss_scale is None else self.loss_scale(),
                 at_once=self.on_cpu(),
                 large=self.large,
+                measures=self.measures,
             )
         self.forget()
 

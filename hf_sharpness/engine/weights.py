@@ -38,7 +38,10 @@ class Weights:
 
     def have_gradient(self) -> bool:
         """Whether a pass has left a gradient in any of them (where gradients are hidden: always)."""
-        return not self.gradients_are_visible or any(p.grad is not None for p in self.parameters())
+        groups = self.optimizer.param_groups
+        return not self.gradients_are_visible or any(
+            p.grad is not None for group in groups for p in group["params"] if p.requires_grad
+        )
 
     def receivers(self) -> list[nn.Parameter]:
         """The parameters whose ``.grad`` a pass fills: the optimizer's, and others of the model."""
@@ -49,7 +52,7 @@ class Weights:
 
     def has_unseen_gradient(self) -> bool:
         """Whether a gradient lies elsewhere than in ``.grad``, from a backward pass that no step knows of."""
-        return any(True for _ in unreduced_gradients(self.model))
+        return bool(self.sharded_modules) and any(True for _ in unreduced_gradients(self.model))
 
     def note_passes(self) -> None:
         """All backward passes until now are known."""

@@ -89,5 +89,5 @@ class SAM(Method):
 
     def run(self, step: Step) -> None:
         for _ in range(self.steps):
-            step.climb(self.rho / self.steps, self.adaptive)
+            step.climb(self.rho / self.steps, self.adaptive, returned=False)
             step.replay()

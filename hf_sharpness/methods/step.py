@@ -30,13 +30,14 @@ class Step(Protocol):
 
     # Moving the weights.
 
-    def climb(self, length: float | Tensor, adaptive: bool = False) -> Vector:
+    def climb(self, length: float | Tensor, adaptive: bool = False, returned: bool = True) -> Vector:
         """Move the weights up p.grad, which is spent.
 
         Args:
             length: how far, in the units of the weights (with ``adaptive`` in ASAM's metric).
             adaptive: climb ``T^2 g / ||T g||`` with ``T = |w_0|`` (ASAM, arXiv 2102.11600, eq. 10) instead of
                 ``g / ||g||``.
+            returned: False where the displacement is of no use: it is not made where that saves work.
 
         Returns:
             The displacement, which the caller owns.

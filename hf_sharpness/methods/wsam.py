@@ -112,7 +112,7 @@ class WSAM(SAM):
         g = step.take_gradient()
         for _ in range(self.steps - 1):
             step.replay()
-            step.climb(self.rho / self.steps, self.adaptive)
+            step.climb(self.rho / self.steps, self.adaptive, returned=False)
 
         if self.mode == "coupled":
             # h / a = (1 - a)/a g + g_s needs no copy of g: the last backward adds g_s to what waits in p.grad.

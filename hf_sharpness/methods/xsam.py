@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..vectors import Vector, add_, reciprocal, scale_, slerp_weights
+from ..vectors import Vector, add_, add_spending_, reciprocal, scale_, slerp_weights
 from .hyperparameters import hyperparameter, is_count, is_number
 from .registry import register
 from .sam import SAM
@@ -141,9 +141,8 @@ class XSAM(SAM):
         alpha = 1.0 if self.alpha_in_use is None else self.alpha_in_use
 
         c0, c1 = slerp_weights(psi, alpha)
-        scale_(v0, g_norm * c0 * reciprocal(v0_norm))
         scale_(g, c1)
-        add_(g, v0)
+        add_spending_(g, v0, g_norm * c0 * reciprocal(v0_norm))
         step.metrics.update(xsam_alpha=alpha, xsam_psi=psi)
 
     def search(self, step: Step, v0: Vector, g: Vector, v0_norm: Tensor, g_norm: Tensor, psi: Tensor) -> float | None:

@@ -8,6 +8,7 @@ from transformers import TrainerState
 
 from ..engine import Engine
 from .changes import LiveArguments
+from .measuring import is_to_be_logged
 from .notices import say
 from .signs import Signs
 from .summary import Summary
@@ -32,6 +33,7 @@ class Watch:
             say(self.summary.start())
 
     def before_step(self, state: TrainerState) -> None:
+        self.engine.course.measures = is_to_be_logged(self.arguments.args, state)
         self.arguments.before_step(state.is_world_process_zero)
         self.signs.before_step()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_sharpness.engine.buckets import buckets
+from hf_sharpness.vectors import buckets
 
 
 def test_buckets_keep_order_and_never_mix_dtypes() -> None:

@@ -40,7 +40,7 @@ class Scaled:
                 self.scaler.scale(loss).backward()
             return loss.detach()
 
-        self.method.backward(closure)
+        self.method.backward(closure, measure=True)
         if self.clip:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)

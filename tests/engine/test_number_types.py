@@ -94,7 +94,7 @@ def test_a_gradient_whose_squares_overflow_is_climbed_all_the_same(spec: Spec) -
                 loss.backward()
             return loss
 
-        method.backward(closure)
+        method.backward(closure, measure=True)
         assert float(method.metrics["perturbation_norm"]) > 0
         handed.append(torch.cat([p.grad.reshape(-1) for p in model.parameters()]) / scale)
     torch.testing.assert_close(handed[1], handed[0], rtol=1e-4, atol=1e-6)

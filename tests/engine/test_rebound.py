@@ -46,7 +46,7 @@ def trained(spec: Spec, rebinds: bool) -> tuple[Tensor, list[float]]:
     method = spec.ours(model, optimizer)
     norms = []
     for batch in STEPS:
-        method.backward(lambda batch=batch: attack(model, batch, rebinds))
+        method.backward(lambda batch=batch: attack(model, batch, rebinds), measure=True)
         optimizer.step()
         optimizer.zero_grad()
         norms.append(float(method.metrics["perturbation_norm"]))

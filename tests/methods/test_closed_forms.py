@@ -38,7 +38,7 @@ class Step:
                 value.backward()
             return value
 
-        self.loss = self.method.backward(closure)
+        self.loss = self.method.backward(closure, measure=True)
         self.grad = None if self.model.w.grad is None else self.model.w.grad.clone()
         self.before = self.model.w.detach().clone()
         self.optimizer.step()

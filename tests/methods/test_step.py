@@ -54,7 +54,7 @@ class Loop:
         self.method = SharpnessAware(Own(run, replays), self.model, self.optimizer, **options)
 
     def step(self, batch: Any = None, take: bool = True) -> None:
-        self.method.backward(lambda: accumulate(self.model, STEPS[0][0] if batch is None else batch, 1))
+        self.method.backward(lambda: accumulate(self.model, STEPS[0][0] if batch is None else batch, 1), measure=True)
         if take:
             self.optimizer.step()
             self.optimizer.zero_grad()

@@ -46,6 +46,11 @@ PLAIN = {dict, OrderedDict, defaultdict, Counter}
 """Dicts that have no attributes."""
 
 
+def holds_nothing(value: Any) -> bool:
+    """Whether there is nothing in a value that could change: a number, a name, a tuple of these."""
+    return type(value) in ATOMS or (type(value) is tuple and all(type(element) in ATOMS for element in value))
+
+
 def module_of(kind: type) -> str:
     """The name of the module that defines a class."""
     name = kind.__module__

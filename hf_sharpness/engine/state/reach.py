@@ -124,7 +124,7 @@ class _Walk:
         holder = Names(own, self.skips.get(id(module), frozenset()), is_librarys=librarys)
         quiet, inner = not holder.skip and librarys, []
         for name, value in own.items():
-            if type(value) in bounds.ATOMS:
+            if bounds.holds_nothing(value):
                 continue
             if name == "_modules":
                 self.put_all(value.items(), path)

@@ -1,0 +1,1 @@
+"""What sharpness-aware steps cost, measured: see ``scripts/cost.py``."""

@@ -1,0 +1,87 @@
+"""Times arms that take turns, so that a machine whose speed drifts treats all alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .arms import Arm
+
+Clock = Callable[[], float]
+
+
+def clock_for(device: torch.device) -> tuple[Clock, str]:
+    """Processor time on a CPU, where others may compute too; time on the clock, after all work, on an accelerator."""
+    if device.type == "cpu":
+        return time.process_time, "processor time"
+
+    def wall() -> float:
+        torch.get_device_module(device).synchronize(device)
+        return time.perf_counter()
+
+    return wall, "time on the clock"
+
+
+@dataclasses.dataclass
+class Timed:
+    """An arm's times.
+
+    Attributes:
+        seconds: of each round.
+        ratios: to the floor of the same round.
+    """
+
+    seconds: list[float]
+    ratios: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """The median of the ratios."""
+        return statistics.median(self.ratios) if self.ratios else float("nan")
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The quartiles of the ratios."""
+        if len(self.ratios) < 2:
+            return self.ratio, self.ratio
+        low, _, high = statistics.quantiles(self.ratios, n=4, method="inclusive")
+        return low, high
+
+
+def take_turns(arms: Sequence[Arm], rounds: int, clock: Clock, warm_up: int = 2) -> dict[str, Timed]:
+    """Time steps of all arms, in every round in another order.
+
+    A floor is stepped twice in a round, and counts with the mean of the two.
+
+    Args:
+        arms: their floors among them.
+        rounds: how many are timed.
+        clock: returns seconds.
+        warm_up: rounds before those.
+    """
+    floors = {arm.floor for arm in arms}
+    order = [arm for arm in arms for _ in range(2 if arm.name in floors else 1)]
+    shuffle = random.Random(0).shuffle
+    seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
+    for turn in range(warm_up + rounds):
+        shuffle(order)
+        taken: dict[str, list[float]] = {}
+        for arm in order:
+            start = clock()
+            arm.step()
+            taken.setdefault(arm.name, []).append(clock() - start)
+        if turn >= warm_up:
+            for name, times in taken.items():
+                seconds[name].append(statistics.mean(times))
+    return {
+        arm.name: Timed(
+            seconds[arm.name],
+            [t / f for t, f in zip(seconds[arm.name], seconds[arm.floor], strict=True)] if arm.floor else [],
+        )
+        for arm in arms
+    }
