@@ -13,7 +13,7 @@ used here and in ``lengths.py`` only, and ``tests/test_vectors.py`` fails if a f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
