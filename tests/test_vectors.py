@@ -199,3 +199,57 @@ def test_the_norm_of_a_long_tensor_is_accurate(dtype: torch.dtype) -> None:
     a = [torch.ones(3, dtype=dtype), long_one.view(1, -1), torch.ones(2, dtype=torch.float32)]
     exact = math.sqrt(5 + float((long_one.double() ** 2).sum()))
     assert float(vectors.norm(a)) == pytest.approx(exact, rel=5e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_multiples_are_told_element_by_element(dtype: torch.dtype) -> None:
+    a, _ = two_vectors(dtype)
+    a[0][0, 0] = 0.0
+    b = [t * 0.37 for t in a]
+    assert vectors.is_multiple(b, a, 0.37)
+    assert vectors.are_equal(b, [t.clone() for t in b])
+    assert not vectors.are_equal(b, a)
+    assert not vectors.is_multiple(b, a, 0.3701)
+    for change in (0.0, -1.0, 1.001, math.nan):
+        changed = [t.clone() for t in b]
+        changed[-1].reshape(-1)[0] *= change
+        changed[1][0] *= 1.0
+        assert not vectors.is_multiple(changed, a, 0.37), change
+    tiny = [t.clone() for t in b]
+    tiny[1][0] = 1e-20  # where the other has something else: not a matter of the vector's size
+    assert not vectors.is_multiple(tiny, a, 0.37)
+
+
+def test_half_precision_is_no_multiple_of_anything() -> None:
+    a, _ = two_vectors(torch.bfloat16)
+    assert not vectors.is_multiple(a, a, 1.0)
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_adding_may_spend_what_is_added(on_host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "is_on_host", lambda tensor: on_host)
+    a, b = two_vectors()
+    expected = long(a) + 0.3 * long(b)
+    vectors.add_spending_(a, b, torch.tensor(0.3, dtype=torch.float64))
+    np.testing.assert_allclose(long(a), expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+@pytest.mark.parametrize("degrees", [1e-6, 1.0, 60.0, 89.9, 90.1, 120.0, 179.999999])
+def test_angles_keep_their_digits_wherever_they_are_read(
+    degrees: float, on_host: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "is_on_host", lambda tensor: on_host)
+    angle = math.radians(degrees)
+    a = [torch.tensor([2.0, 0.0], dtype=torch.float64)]
+    b = [torch.tensor([3 * math.cos(angle), 3 * math.sin(angle)], dtype=torch.float64)]
+    found = vectors.angle(a, b, vectors.norm(a), vectors.norm(b), [torch.empty(2, dtype=torch.float64)], a)
+    assert float(found) == pytest.approx(angle, rel=1e-9)
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_the_angle_to_nothing_is_a_right_one(on_host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "is_on_host", lambda tensor: on_host)
+    a, b = [torch.ones(3)], [torch.zeros(3)]
+    found = vectors.angle(a, b, vectors.norm(a), vectors.norm(b), [torch.empty(3)], a)
+    assert float(found) == pytest.approx(math.pi / 2)

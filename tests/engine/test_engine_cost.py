@@ -31,16 +31,24 @@ class Operations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.of_vectors: Counter[str] = Counter()
         self.paused = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self.paused:
-            self.counts[func.overloadpacket.__name__] += 1
+            name = func.overloadpacket.__name__
+            self.counts[name] += 1
+            if name.startswith("_foreach") and len(args[0]) > 1:
+                self.of_vectors[name] += 1
         return func(*args, **(kwargs or {}))
 
 
 def operations_of_a_step(build: Callable, layers: int) -> Counter[str]:
-    """Operators of the sharpness work in one step: forward, backward and the base optimizer are not counted."""
+    """Operators of the sharpness work in one step: forward and backward are not counted."""
+    return counted(build, layers).counts
+
+
+def counted(build: Callable, layers: int) -> Operations:
     torch.manual_seed(0)
     model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(layers)])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=True)
@@ -58,7 +66,7 @@ def operations_of_a_step(build: Callable, layers: int) -> Counter[str]:
     with counter:
         method.backward(closure)
         optimizer.step()
-    return counter.counts
+    return counter
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -81,3 +89,20 @@ def test_nothing_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Engine, "on_cpu", False)
     monkeypatch.setattr(vectors, "is_on_host", lambda tensor: False)
     assert operations_of_a_step(METHODS[name], 3)["_local_scalar_dense"] == 0
+
+
+LEAST = {
+    "sam": {"_foreach_norm": 1, "_foreach_copy_": 2, "_foreach_add_": 1},
+    "wsam-coupled": {"_foreach_norm": 1, "_foreach_copy_": 2, "_foreach_add_": 1, "_foreach_mul_": 2},
+    "wsam-decoupled": {"_foreach_norm": 2, "_foreach_copy_": 3, "_foreach_add_": 3},
+    "xsam": {"_foreach_norm": 4, "_foreach_copy_": 3, "_foreach_add_": 3, "_foreach_mul_": 2},
+}
+"""Passes over all weights in a step that is not logged. SAM: read g for its norm, copy w, w += c g, put back."""
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_a_step_reads_and_writes_all_weights_no_more_often_than_it_must(name: str) -> None:
+    """The base optimizer's own (SGD: one addition) are not counted."""
+    passes = counted(METHODS[name], 3).of_vectors
+    passes["_foreach_add_"] -= 1
+    assert passes == LEAST[name]
