@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from costs import report
-from costs.arms import MAIN, METHODS, Arm, Setting, floor, floor_name, ours
+from costs.arms import MAIN, METHODS, Arm, Setting, cheaper, floor, floor_name, ours
 from costs.in_trainer import ARGUMENTS, in_trainer
 from costs.peers import peers
 from costs.ranks import on_ranks
@@ -44,7 +44,7 @@ def time_part(setting: Setting, rounds: int, main_only: bool) -> None:
     """The table of times: the floors, the methods in a plain loop and in the Trainer, and others' implementations."""
     names = MAIN if main_only else list(METHODS)
     arms = [floor(setting, replays) for replays in range(2 if main_only else 3)]
-    arms += [ours(setting, name) for name in names]
+    arms += [ours(setting, name) for name in names] + cheaper(setting)
     if setting.micro_batches == 1:
         arms += peers(setting)
     arms += [in_trainer(setting, name) for name in ARGUMENTS]

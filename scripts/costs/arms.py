@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_sharpness import SAM, WSAM, XSAM
+from hf_sharpness.methods import Options
 
 from .subjects import Subject
 
@@ -97,6 +98,12 @@ METHODS: dict[str, tuple[Callable[..., Any], int]] = {
 }
 """How a plain loop makes each, and how many further passes it has."""
 MAIN = list(METHODS)[:4]
+CHEAPER: dict[str, dict[str, Any]] = {
+    "SAM, fraction 1/4": {"fraction": 0.25},
+    "SAM, norms only": {"target_modules": "norm"},
+    "SAM, head only": {"target_modules": "head"},
+}
+"""Cheaper steps of SAM, by the options that they take; those that this version has not are left out."""
 
 
 def floor_name(replays: int) -> str:
@@ -117,6 +124,16 @@ def floor(setting: Setting, replays: int) -> Arm:
         training.optimizer.zero_grad()
 
     return Arm(floor_name(replays), step, "", training, training.optimizer.state_dict)
+
+
+def cheaper(setting: Setting) -> list[Arm]:
+    """The cheaper steps that this version has; a part of a batch wants micro-batches in a plain loop."""
+    known = {field.name for field in dataclasses.fields(Options)}
+    found = []
+    for name, options in CHEAPER.items():
+        if options.keys() <= known and (setting.micro_batches > 1 or "fraction" not in options):
+            found.append(dataclasses.replace(ours(setting, "SAM", **options), name=name))
+    return found
 
 
 def ours(setting: Setting, name: str, **options: Any) -> Arm:
