@@ -116,16 +116,24 @@ class Memory:
             before = torch.cuda.memory_allocated()
             arm.step()
             self.peak = torch.cuda.max_memory_allocated() - before
-            self.persistent = _size(_tensors_in([parameters, arm.training.optimizer.state]))
+            self.persistent = _size(parameters + _state(arm))
             self.peak += self.persistent
         else:
-            live = LiveStorage(parameters + _tensors_in(arm.training.optimizer.state) + list(_values(arm)))
+            live = LiveStorage(parameters + _state(arm) + list(_values(arm)))
             with live:
                 arm.step()
             self.peak, self.persistent = live.peak, live.live()
         buffer = io.BytesIO()
         torch.save(arm.state(), buffer)
         self.checkpoint = len(buffer.getbuffer())
+
+
+def _state(arm: Arm) -> list[Tensor]:
+    """What the optimizer holds, and the one that it wraps."""
+    assert arm.training is not None
+    optimizer = arm.training.optimizer
+    wrapped = getattr(optimizer, "base_optimizer", optimizer)
+    return list({id(t): t for o in (optimizer, wrapped) for t in _tensors_in(o.state)}.values())
 
 
 def _values(arm: Arm) -> Iterator[Tensor]:
