@@ -146,8 +146,7 @@ def ours(setting: Setting, name: str, **options: Any) -> Arm:
     """
     build, replays = METHODS[name]
     training = Training(setting)
-    autocast = torch.bfloat16 if setting.bf16 else None
-    method = build(training.model, training.optimizer, check="off", autocast_dtype=autocast, **options)
+    method = build(training.model, training.optimizer, check="off", **options)
     closures = training.closures()
 
     def step() -> None:
