@@ -163,7 +163,9 @@ def test_a_plain_step_has_no_series(train: Any) -> None:
     arguments = {"max_steps": 4, "optim": "wsam", "sam_rho": 0.3, "base_optim": "sgd", "wsam_mode": "coupled"}
     single = train(Net().double(), ITEMS, callbacks=[Plain()], **arguments)
     run = train(Net().double(), ITEMS, callbacks=[Plain()], **arguments | {"logging_steps": 4})
-    for key in ("perturbed_loss", "sharpness", "ascent_grad_norm", "perturbation_norm"):
+    assert len(single.series("perturbation_norm")) == 2
+    assert run.series("perturbation_norm") == [], "which is measured in the logged step, a plain one"
+    for key in ("perturbed_loss", "sharpness", "ascent_grad_norm"):
         first, second = single.series(key)
-        assert first != second or key == "perturbation_norm"
+        assert first != second
         assert run.series(key) == [pytest.approx((first + second) / 2, rel=1e-5)]
