@@ -50,6 +50,7 @@ def _check_combinations(arguments: Any) -> None:
     method = arguments.method().resolved(is_adaptive(arguments.base_optim))
     named = {h.name: argument for argument, h in registry.arguments_of(type(method)).items()}
     setting, remedy = method.after_step_setting(named), method.after_step_remedy(named)
+    arguments.step_options().check_together(method, f"{PREFIX}_")
     if arguments.base_optim.startswith("schedule_free") and method.adds_after_step:
         raise ValueError(
             f"{setting} does not fit base_optim={arguments.base_optim!r}, which keeps the weights in a second form of "

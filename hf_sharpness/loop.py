@@ -44,7 +44,9 @@ class SharpnessAware:
         model: the model that the closure calls.
         optimizer: the base optimizer.
         scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one. Default None.
-        total_steps: how many optimizer steps the training makes, for a method that goes by its progress. Default None.
+        total_steps: how many optimizer steps the training makes, each with one ``backward``, for a method or an option
+            that goes by its progress. Default None.
+        scheduler: the learning rate's scheduler, for ``start="decay"``. Default None.
         options: the options of every method's steps, as ``hf_sharpness.methods.Options`` has them, such as
             ``scope="device"``.
 
@@ -60,6 +62,7 @@ class SharpnessAware:
         *,
         scaler: Any = None,
         total_steps: int | None = None,
+        scheduler: Any = None,
         **options: Any,
     ) -> None:
         if not isinstance(method, Method):
@@ -77,6 +80,7 @@ class SharpnessAware:
             options=Options(**options),
             loss_scale=scale,
             total_steps=total_steps,
+            scheduler=scheduler,
         )
         self._usage = Usage(self.engine, scale)
         self._without_epochs: set[str] = set()
@@ -92,7 +96,7 @@ class SharpnessAware:
 
         loss, perturbed_loss, sharpness, ascent_grad_norm, and the ``metrics`` of the method. After
         ``backward(closure, measure=True)`` also perturbation_norm and, once the optimizer's step has been made,
-        decoupled WSAM's wsam_step_ratio.
+        decoupled WSAM's wsam_step_ratio. Empty after a step of the base optimizer's own.
         """
         return self.engine.metrics
 

@@ -32,8 +32,20 @@ class SAM(SharpnessAware):
         check: What to do where a further pass at the same weights does not repeat the first: `warn`, `error` or
             `off`. It is looked at in steps 1, 10, 100, ..., in the first of every epoch and in the first after a
             resume, which costs one more pass there. Default: warn.
+        start: When sharpness begins: a fraction of the training's optimizer steps, which are the base optimizer's
+            own before (.5: the second half is sharpness-aware); or `decay`: at the step from which the learning
+            rate falls to the end (`warmup_stable_decay` and the like). Default: 0.0.
+        stop: When sharpness ends: a fraction of the training's optimizer steps, the base optimizer's own from
+            there. Default: 1.0.
+        interval: Of the optimizer steps (counted from 0) those are sharpness-aware whose number is a multiple of
+            this; the others are the base optimizer's own. Default: 1.
+        rho_schedule: The length of the perturbation from step to step: `constant`: rho as it is given; `lr`: rho
+            times the learning rate over its peak; `linear`: up in equal steps over the first tenth of the
+            sharpness-aware steps. Default: constant.
         scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one. Default None.
-        total_steps: how many optimizer steps the training makes, for a method that goes by its progress. Default None.
+        total_steps: how many optimizer steps the training makes, each with one ``backward``, for a method or an option
+            that goes by its progress. Default None.
+        scheduler: the learning rate's scheduler, for ``start="decay"``. Default None.
     """
     def __init__(
         self,
@@ -45,8 +57,13 @@ class SAM(SharpnessAware):
         steps: int = 1,
         scope: str = "global",
         check: str = "warn",
+        start: float | str = 0.0,
+        stop: float = 1.0,
+        interval: int = 1,
+        rho_schedule: str = "constant",
         scaler: Any = None,
         total_steps: int | None = None,
+        scheduler: Any = None,
     ) -> None: ...
     @property
     def method(self) -> methods.SAM: ...
@@ -86,8 +103,20 @@ class WSAM(SharpnessAware):
         check: What to do where a further pass at the same weights does not repeat the first: `warn`, `error` or
             `off`. It is looked at in steps 1, 10, 100, ..., in the first of every epoch and in the first after a
             resume, which costs one more pass there. Default: warn.
+        start: When sharpness begins: a fraction of the training's optimizer steps, which are the base optimizer's
+            own before (.5: the second half is sharpness-aware); or `decay`: at the step from which the learning
+            rate falls to the end (`warmup_stable_decay` and the like). Default: 0.0.
+        stop: When sharpness ends: a fraction of the training's optimizer steps, the base optimizer's own from
+            there. Default: 1.0.
+        interval: Of the optimizer steps (counted from 0) those are sharpness-aware whose number is a multiple of
+            this; the others are the base optimizer's own. Default: 1.
+        rho_schedule: The length of the perturbation from step to step: `constant`: rho as it is given; `lr`: rho
+            times the learning rate over its peak; `linear`: up in equal steps over the first tenth of the
+            sharpness-aware steps. Default: constant.
         scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one. Default None.
-        total_steps: how many optimizer steps the training makes, for a method that goes by its progress. Default None.
+        total_steps: how many optimizer steps the training makes, each with one ``backward``, for a method or an option
+            that goes by its progress. Default None.
+        scheduler: the learning rate's scheduler, for ``start="decay"``. Default None.
     """
     def __init__(
         self,
@@ -101,8 +130,13 @@ class WSAM(SharpnessAware):
         gamma: float | None = None,
         scope: str = "global",
         check: str = "warn",
+        start: float | str = 0.0,
+        stop: float = 1.0,
+        interval: int = 1,
+        rho_schedule: str = "constant",
         scaler: Any = None,
         total_steps: int | None = None,
+        scheduler: Any = None,
     ) -> None: ...
     @property
     def method(self) -> methods.WSAM: ...
@@ -132,16 +166,28 @@ class XSAM(SharpnessAware):
         alpha_max: Upper end of the grid that is searched for alpha; the lower end is 0. Default: 2.0.
         alpha_points: Number of points of that grid: each costs one forward pass at every refresh. Default: 21.
         refresh: When alpha is searched anew: `epoch` (on the first step of every epoch) or an integer N (every N
-            optimizer steps); always on the first step. Default: epoch once start_epoch() has been called, 100
-            before.
+            optimizer steps); always on the first step. Steps are the sharpness-aware ones. Default: epoch once
+            start_epoch() has been called, 100 before.
         scope: Whose gradient makes the perturbation: `global`: the gradient of the whole effective batch, averaged
             over ranks; `device`: each rank's own accumulated gradient (m-sharpness, SAM's own setting on several
             devices); `micro_batch`: every micro-batch alone, on every rank. Default: global.
         check: What to do where a further pass at the same weights does not repeat the first: `warn`, `error` or
             `off`. It is looked at in steps 1, 10, 100, ..., in the first of every epoch and in the first after a
             resume, which costs one more pass there. Default: warn.
+        start: When sharpness begins: a fraction of the training's optimizer steps, which are the base optimizer's
+            own before (.5: the second half is sharpness-aware); or `decay`: at the step from which the learning
+            rate falls to the end (`warmup_stable_decay` and the like). Default: 0.0.
+        stop: When sharpness ends: a fraction of the training's optimizer steps, the base optimizer's own from
+            there. Default: 1.0.
+        interval: Of the optimizer steps (counted from 0) those are sharpness-aware whose number is a multiple of
+            this; the others are the base optimizer's own. Default: 1.
+        rho_schedule: The length of the perturbation from step to step: `constant`: rho as it is given; `lr`: rho
+            times the learning rate over its peak; `linear`: up in equal steps over the first tenth of the
+            sharpness-aware steps. Default: constant.
         scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one. Default None.
-        total_steps: how many optimizer steps the training makes, for a method that goes by its progress. Default None.
+        total_steps: how many optimizer steps the training makes, each with one ``backward``, for a method or an option
+            that goes by its progress. Default None.
+        scheduler: the learning rate's scheduler, for ``start="decay"``. Default None.
     """
     def __init__(
         self,
@@ -158,8 +204,13 @@ class XSAM(SharpnessAware):
         refresh: int | str | None = None,
         scope: str = "global",
         check: str = "warn",
+        start: float | str = 0.0,
+        stop: float = 1.0,
+        interval: int = 1,
+        rho_schedule: str = "constant",
         scaler: Any = None,
         total_steps: int | None = None,
+        scheduler: Any = None,
     ) -> None: ...
     @property
     def method(self) -> methods.XSAM: ...

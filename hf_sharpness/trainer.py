@@ -21,6 +21,7 @@ from transformers.training_args import OptimizerNames
 
 from .arguments import SharpnessArguments
 from .engine import Engine
+from .engine.decay import to_look_ahead_in
 from .engine.deepspeed.step import DeferredStep
 from .engine.deepspeed.supported import USED_BEFORE, ZeroWeights, weights_of
 from .engine.parallel import gradients_unreduced
@@ -147,6 +148,7 @@ class _SharpnessTrainer(MixinBase):
             weights=weights,
             is_half=self.accelerator.mixed_precision == "bf16",
             total_steps=self.state.max_steps,
+            scheduler=to_look_ahead_in(self.lr_scheduler, earlier.get("decay_begins")),
             roots=state_of(self),
         )
         self._engine.course.progress.steps_made = self.state.global_step
@@ -270,7 +272,8 @@ class _SharpnessTrainer(MixinBase):
         if self.uses_sharpness and self.is_world_process_zero():
             readme = Path(self.args.output_dir, "README.md")
             repo = getattr(self, "hub_model_id", None)
-            card.complete(readme, self.args, self.optimizer, self.state.log_history, LOGGED, repo)
+            steps = card.steps_of(self)
+            card.complete(readme, self.args, self.optimizer, self.state.log_history, LOGGED, repo, steps)
 
 
 class SharpnessTrainerMixin(_SharpnessTrainer):

@@ -8,18 +8,26 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+import transformers
+from transformers import TrainingArguments
 
+from ..engine.decay import decay_step
+from ..engine.phase import count, first_from
+from ..methods.options import DECAY, PREFIX, WHEN
 from ..tasks.prepare import PreparedRun
 from ..tasks.run import train
 from .arms import Arm, settings_of
+from .errors import CompareError
 from .observe import Observer
 from .quiet import quiet_runs
 
 _ROUNDS, STEPS, WARM_UP = 3, 8, 2
+_WHEN = {f"{PREFIX}_{name}": usual for name, usual in WHEN.items()}
+"""The arguments that say in which steps an arm is sharpness-aware, as they are where it is in all of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +78,8 @@ def measure_costs(prepared: Callable[..., PreparedRun], arms: Sequence[Arm]) -> 
             for arm in arms:
                 settings = settings_of(arm)[0]
                 with tempfile.TemporaryDirectory(prefix="hf-sharpness-") as folder, quiet_runs():
-                    arguments = {**arm.arguments, **settings, "max_steps": STEPS, "output_dir": folder}
+                    arguments = {**arm.arguments, **settings, **in_every_step(arm), "max_steps": STEPS}
+                    arguments["output_dir"] = folder
                     began = time.process_time()
                     run = prepared(arguments, 0, False)
                     observer = Observer()
@@ -84,6 +93,52 @@ def measure_costs(prepared: Callable[..., PreparedRun], arms: Sequence[Arm]) -> 
                 seen[arm.name] = observer
     costs = {arm.name: cost_of(seen[arm.name], arm, steps_per_epoch, seconds[arm.name]) for arm in arms}
     return costs, Scale(steps_per_epoch, float(np.median(overheads)))
+
+
+def in_every_step(arm: Arm) -> dict[str, Any]:
+    """For an arm that is sharpness-aware in some steps: the arguments with which it is in all."""
+    return {name: usual for name, usual in _WHEN.items() if any(name in each for each in (arm.arguments, arm.choices))}
+
+
+def over_the_training(cost: Cost, base: Cost, arm: Arm, total: int, decay: Callable[[int], int]) -> Cost:
+    """The mean cost of a step over the whole training, from that of a sharpness-aware one.
+
+    Args:
+        cost: That of a sharpness-aware step.
+        base: That of a step of the base optimizer's own.
+        arm: The arm; where tuning chooses when it is on, that with most sharpness-aware steps counts.
+        total: Optimizer steps of the training.
+        decay: Returns the step at which the learning rate begins its last fall in so many.
+    """
+    if not in_every_step(arm):
+        return cost
+    shares = []
+    for settings in settings_of(arm):
+        start, stop, interval = ({**_WHEN, **arm.arguments, **settings}[name] for name in _WHEN)
+        first = decay(total) if start == DECAY else first_from(float(start), total)
+        shares.append(count(first, first_from(float(stop), total), int(interval)) / total)
+    share = max(shares)
+    return Cost(
+        *(b + share * (c - b) for c, b in zip(dataclasses.astuple(cost), dataclasses.astuple(base), strict=True))
+    )
+
+
+def decay_in(arguments: TrainingArguments, total_steps: int) -> int:
+    """The step at which the learning rate of these training arguments begins its last fall.
+
+    Raises:
+        CompareError: It has none.
+    """
+    optimizer = torch.optim.SGD([torch.zeros(())], lr=arguments.learning_rate)
+    warmup = arguments.get_warmup_steps(total_steps)
+    options: Any = arguments.lr_scheduler_kwargs  # a dict, once the arguments are made
+    try:
+        scheduler = transformers.get_scheduler(
+            arguments.lr_scheduler_type, optimizer, warmup, total_steps, scheduler_specific_kwargs=options
+        )
+        return decay_step(scheduler, total_steps)
+    except ValueError as error:
+        raise CompareError(f"--arms: {error}") from error
 
 
 def passes_of_a_step(seen: Seen, arm: Arm, steps_per_epoch: float) -> float:

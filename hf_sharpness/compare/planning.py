@@ -9,6 +9,7 @@ from typing import Any
 from . import budget as budgets
 from .arms import Arm, sharpness_arms, swept, with_base_arms
 from .budget import duration, expected_seconds, power_in_words
+from .cost import over_the_training
 from .errors import CompareError
 from .plan import Plan, final_seeds, protocol_deviations, tuning_seeds
 from .points import RATE_FACTOR, SHORTEST, UNTUNED, sobol_points
@@ -77,10 +78,12 @@ def make_plan(subject: Subject, options: Options) -> Plan:
     plain = Arm("base", "base", {"optim": own.base_optim})
     subject.check([plain, *asked])
     costs, scale = subject.costs([plain, *asked])
+    steps = own.length.value * (1 if own.length.argument == "max_steps" else scale.steps_per_epoch)
+    total = max(1, round(steps))
+    costs |= {arm.name: over_the_training(costs[arm.name], costs["base"], arm, total, subject.decay) for arm in asked}
     priced = [dataclasses.replace(arm, cost=round(costs[arm.name].passes, 2)) for arm in asked]
     arms = with_base_arms(priced, own.base_optim, subject.averaging)
     seconds = {arm.name: costs.get(arm.name, costs["base"]).seconds for arm in arms if arm.runs}
-    steps = own.length.value * (1 if own.length.argument == "max_steps" else scale.steps_per_epoch)
     more = [] if subject.averaging else ["no arm with averaged weights"]
     facts = subject.facts()
     if NO_TEST in facts["judged on"]:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import transformers
 
+from ..engine.decay import decay_step
 from . import measures
 from .averaging import Averaging, averaged_weights
 from .observe import Observer, peak_memory, weights_are_finite
@@ -125,6 +126,7 @@ class Probe:
             evaluations=[entry for entry in history if any(key.startswith("eval_") for key in entry)],
             steps_per_epoch=_steps_per_epoch(trainer),
         )
+        self.record["own"].update(_decay(trainer))
 
     def _look(self, trainer: Any, output: Any, prefix: str, again: Any) -> None:
         """Write down one evaluation, and repeat it with other weights."""
@@ -176,6 +178,15 @@ def _steps_per_epoch(trainer: Any) -> float | None:
         return len(trainer.get_train_dataloader()) / trainer.args.gradient_accumulation_steps
     except (TypeError, ValueError):  # a stream has no length
         return None
+
+
+def _decay(trainer: Any) -> dict[str, Any]:
+    """Which part of the training lies before the learning rate's last fall, or why that is not known."""
+    total = trainer.state.max_steps
+    try:
+        return {"decay": decay_step(trainer.lr_scheduler, total) / total}
+    except ValueError as error:
+        return {"decay": None, "no_decay": str(error)}
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from ..tasks.threads import one_thread_for_small_models
 from . import measures
 from .arms import Arm, own_arguments, settings_of
 from .averaging import Averaging, averaged_weights
-from .cost import Cost, Scale, measure_costs
+from .cost import Cost, Scale, decay_in, measure_costs
 from .errors import CompareError
 from .observe import Observer, peak_memory, weights_are_finite
 from .packing import number, pack, pack_floats
@@ -133,6 +133,10 @@ class RecipeSubject:
     def costs(self, arms: Sequence[Arm]) -> tuple[dict[str, Cost], Scale]:
         """Measure the arms' steps in this process."""
         return measure_costs(self.prepared, arms)
+
+    def decay(self, total_steps: int) -> int:
+        """The step at which the recipe's learning rate begins its last fall."""
+        return decay_in(training_arguments(self.recipe), total_steps)
 
     def run(self, arguments: Mapping[str, Any], seed: int, final: bool, averages: Sequence[str] = ()) -> Record:
         """Make one run.

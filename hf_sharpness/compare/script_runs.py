@@ -16,7 +16,7 @@ from ..arguments import TrainingArguments
 from ..methods import METHODS
 from ..tasks.errors import first_line, nearest
 from .arms import Arm, own_arguments, settings_of
-from .cost import STEPS, WARM_UP, Cost, Scale, cost_of
+from .cost import STEPS, WARM_UP, Cost, Scale, cost_of, in_every_step
 from .errors import CompareError
 from .packing import number
 from .plan import Length
@@ -116,10 +116,17 @@ class ScriptSubject:
         steps_per_epoch = max(1.0, first["steps_per_epoch"] or 1.0)
         costs = {}
         for arm in arms:
-            arguments = {**arm.arguments, **settings_of(arm)[0], "max_steps": STEPS}
+            arguments = {**arm.arguments, **settings_of(arm)[0], **in_every_step(arm), "max_steps": STEPS}
             seen = self._child(arguments, threads=1)
             costs[arm.name] = cost_of(SimpleNamespace(**seen), arm, steps_per_epoch, seen["step_seconds"][WARM_UP:])
         return costs, Scale(steps_per_epoch, first["processor_seconds"] - sum(first["step_seconds"]))
+
+    def decay(self, total_steps: int) -> int:
+        """The step at which the learning rate begins its last fall, as in the script's own training."""
+        own = self._probe()["own"]
+        if own.get("decay") is None:
+            raise CompareError(f"--arms: sam_start=decay: {own.get('no_decay')}")
+        return round(own["decay"] * total_steps)
 
     def run(self, arguments: Mapping[str, Any], seed: int, final: bool, averages: Sequence[str] = ()) -> dict[str, Any]:
         """Make one run and return its record; test scores are left out where it is no final one."""

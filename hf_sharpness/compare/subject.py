@@ -54,5 +54,8 @@ class Subject(Protocol):
     def costs(self, arms: Sequence[Arm]) -> tuple[dict[str, Cost], Scale]:
         """Measure the arms' steps."""
 
+    def decay(self, total_steps: int) -> int:
+        """The step at which its learning rate begins its last fall in a training of so many."""
+
     def run(self, arguments: Mapping[str, Any], seed: int, final: bool, averages: Sequence[str]) -> dict[str, Any]:
         """Make one run and return its record."""

@@ -29,6 +29,7 @@ from .micro_batch import Closure, MicroBatch
 from .optimizers import base_optimizer, is_adaptive
 from .parallel import gradients_unreduced
 from .passes import Passes
+from .phase import Phase
 from .progress import Progress
 from .rounding import Noise
 from .scopes import Scope
@@ -54,10 +55,11 @@ class Engine:
         weights: where weights and gradients are. Default None: in the parameters of the optimizer's groups.
         is_half: whether the closures compute in 16 bits where their modules do not show it (compiled ones).
         total_steps: how many optimizer steps the training makes; None if that is not known.
+        scheduler: the learning rate's, for ``start="decay"``; or the step that it says, where that is known.
         roots: objects beside the model that hold state of a pass. Default None: what the closures refer to.
 
     Attributes:
-        course: what goes on from step to step; a resumed run loads it.
+        course, phase: what goes on from step to step, which a resumed run loads; which steps are sharpness-aware.
 
     Raises:
         ValueError: the combination cannot be exact; the message says what to do instead.
@@ -75,6 +77,7 @@ class Engine:
         weights: Weights | None = None,
         is_half: bool = False,
         total_steps: int | None = None,
+        scheduler: object = None,
         roots: Iterable[Root] | None = None,
     ) -> None:
         self.model = model
@@ -87,15 +90,15 @@ class Engine:
         self.optimizer = self.weights.optimizer
         self.method = method.resolved(adaptive_base=is_adaptive(self.optimizer))
         options = options or Options()
+        self.phase = Phase(options, self.method, self.optimizer, Progress(total_steps), scheduler)
         check_supported(self.method, model, self.optimizer, options.scope, self.weights.named())
-        no_sync = no_sync or (lambda: gradients_unreduced(model))
-        self.scope = Scope(options.scope, model, no_sync, self.method)
+        self.scope = Scope(options.scope, model, no_sync or (lambda: gradients_unreduced(model)), self.method)
         self.loss_scale = loss_scale
         self.state = State(self.weights, roots)
         self.guard = Guard(options.check, model, is_half or loss_scale is not None)
         self.metrics: dict[str, Tensor | float] = {}
         kept = Kept(self.method.name, self.method.keeps, self.weights)
-        self.course = Course(Progress(total_steps), kept, Directions(self.weights, self.scope.reduces_ascent))
+        self.course = Course(self.phase.progress, kept, Directions(self.weights, self.scope.reduces_ascent))
         self.habits = Habits(model, self.weights)
         self.term = Term(self.weights, self.scope, loss_scale, lambda: self.on_cpu, self._report_ratio)
         if self.method.adds_after_step:
@@ -164,9 +167,8 @@ class Engine:
             closure: forward and backward of the micro-batch; returns its share of the batch's mean loss.
             last: whether it is the step's last micro-batch.
         """
-        if self.method.is_plain:
-            with self.scope.pass_context(reduce=last):
-                return closure().detach()
+        if self.phase.is_plain:
+            return self._plain_pass(closure, last)
         with self._aborting_on_error():
             if not self.losses:
                 self.scope.begin_step()
@@ -174,7 +176,7 @@ class Engine:
             alone, begins = self.scope.is_each_micro_batch, not self.micro_batches
             self.arrivals.look(begins)
             if begins:
-                self.guard.step_begins(self.state.begin(self.course.progress.steps_made + 1))
+                self.guard.step_begins(self.state.begin(self.phase.count_before(self.phase.number) + 1))
             moment = self.state.take(closure)
             with (
                 self.scope.pass_context(reduce=last and self.scope.reduces_ascent),
@@ -195,6 +197,12 @@ class Engine:
                 self.arrivals.note()
             return loss
 
+    def _plain_pass(self, closure: Closure, last: bool) -> Tensor:
+        self.habits.idle, self.habits.factors = False, []
+        self.term.begin()
+        with self.scope.pass_context(reduce=last):
+            return closure().detach()
+
     @property
     def has_pending(self) -> bool:
         """Whether ``finish`` is to be called for what is recorded."""
@@ -209,10 +217,12 @@ class Engine:
     def finish(self) -> None:
         """Run the method: afterwards p.grad holds the gradient for the base optimizer, the weights are as before."""
         with self._aborting_on_error():
-            if self.method.is_plain:
-                self.metrics = {}
-            else:
+            if not self.phase.is_plain:
                 self._finish_passes()
+            self.term.finish()
+            self.metrics = merged(self.measured)
+            self.course.step_made()
+            self._forget_step()
             self.weights.finish()
 
     def _finish_passes(self) -> None:
@@ -223,17 +233,11 @@ class Engine:
             earlier.add_back()
         if self.scope.averages_itself:
             self.term.vector = self.scope.average(self.parameters(), self.term.vector)
-        self.term.finish()
-        self.metrics = merged(self.measured)
-        self.course.step_made()
         self.habits.steps_made += 1
-        self._forget_step()
 
     def noise(self, use: int) -> Noise:
         """Random bits for one use within this run of the method; another run, step or shard gets others."""
-        return Noise(
-            torch.initial_seed(), self.weights.shard_index(), self.course.progress.steps_made, len(self.measured), use
-        )
+        return Noise(torch.initial_seed(), self.weights.shard_index(), self.phase.number, len(self.measured), use)
 
     def abort(self) -> None:
         """Put the weights back if they are moved, and drop everything that belongs to an unfinished step."""
@@ -288,7 +292,8 @@ class Engine:
             loss_scale=self.loss_scale,
             checks_overflow=self.checks_overflow,
         )
-        passes.run()
+        with self.phase.rho_of_step(self.optimizer):
+            passes.run()
         self.term.collect(passes)
         self.measured.append(passes.metrics)
         self.passes = None

@@ -12,6 +12,7 @@ import transformers
 
 from .. import vectors
 from ..methods import METHODS, register
+from ..methods.options import PREFIX, WHEN
 from ..methods.registry import unregister
 from .rho_method import NAME, Plan, RhoRange
 
@@ -118,11 +119,13 @@ def range_test(trainer: Any, wish: Wish) -> dict[str, Any]:
         trainer.remove_callback(callback)
     trainer.add_callback(course)
     register(RhoRange)
-    args.optim = NAME
+    usual = {"optim": NAME, f"{PREFIX}_rho_schedule": "constant", **{f"{PREFIX}_{n}": v for n, v in WHEN.items()}}
+    own = {name: getattr(args, name) for name in usual} | {"optim": chosen}
+    _set(args, usual)
     try:
         trainer.train()
     finally:
-        args.optim = chosen
+        _set(args, own)
         unregister(NAME)
         trainer.remove_callback(course)
     if course.plan is None or len(course.found) < 4 * wish.batches:
@@ -141,3 +144,8 @@ def range_test(trainer: Any, wish: Wish) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "looks": [{**look, "weight_norm": course.weight_norms[look["step"]]} for look in course.found],
     }
+
+
+def _set(args: Any, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(args, name, value)

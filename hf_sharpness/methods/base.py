@@ -32,6 +32,8 @@ class Method:
     """Names of the vectors that it keeps from step to step (``Step.keep``), checkpoints included."""
     step_ratio: ClassVar[str] = ""
     """Which of these metrics is the size of what is added after the step over the base's step. Empty: none."""
+    radii: ClassVar[tuple[str, ...]] = ("rho",)
+    """Hyper-parameters that are lengths of the perturbation, those that it has: ``sam_rho_schedule`` scales them."""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """For tables: forms of the method, each with hyper-parameters. Empty: one, by the method's name."""
     shown: ClassVar[Mapping[str, str]] = {}
@@ -149,8 +151,13 @@ class Method:
         name, value = self.without_after_step
         return f"{named.get(name, name)}={value!r}"
 
+    def lengths(self) -> dict[str, float]:
+        """The hyper-parameters of ``radii`` by name, those that the method has and that are set."""
+        found = {name: getattr(self, name, None) for name in self.radii}
+        return {name: value for name, value in found.items() if value is not None}
+
     def start_epoch(self) -> None:
-        """Take note that the next step is the first of an epoch."""
+        """Take note that an epoch begins; its first sharpness-aware step is the next or a later one."""
 
     def run(self, step: Step) -> None:
         """Turn the gradient in p.grad into the one for the base optimizer."""

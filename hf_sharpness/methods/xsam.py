@@ -53,6 +53,7 @@ class XSAM(SAM):
 }"""
     scopes: ClassVar[tuple[str, ...]] = ("global",)
     metrics: ClassVar[tuple[str, ...]] = ("xsam_alpha", "xsam_psi")
+    radii: ClassVar[tuple[str, ...]] = ("rho", "rho_max")
     shown: ClassVar[Mapping[str, str]] = {"alpha": "alpha_in_use"}
     without_epochs: ClassVar[Mapping[str, Any]] = {"refresh": 100}
 
@@ -84,7 +85,7 @@ class XSAM(SAM):
     refresh: int | str = hyperparameter(
         "epoch",
         help="When alpha is searched anew: `epoch` (on the first step of every epoch) or an integer N (every N "
-        "optimizer steps); always on the first step.",
+        "optimizer steps); always on the first step. Steps are the sharpness-aware ones.",
         require="must be 'epoch' or a whole number >= 1",
         valid=lambda v: v == "epoch" or is_count(v),
     )
@@ -150,7 +151,7 @@ class XSAM(SAM):
 
         Losses within rounding of the highest are as high.
         """
-        radius = 2 * self.rho if self.rho_max is None else self.rho_max
+        radius = float(2 * self.rho if self.rho_max is None else self.rho_max)  # a tensor where the learning rate is
         grid = [self.alpha_max * i / (self.alpha_points - 1) for i in range(self.alpha_points)]
         # The factors are read on the host: the search synchronises anyway, to compare its losses.
         unit0, unit1 = float(reciprocal(v0_norm)), float(reciprocal(g_norm))

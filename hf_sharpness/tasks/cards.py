@@ -61,6 +61,7 @@ def write_card(run: PreparedRun, metrics: dict[str, dict[str, float]]) -> Path:
             trainer.state.log_history,
             LOGGED,
             getattr(trainer, "hub_model_id", None),
+            card.steps_of(trainer),
         )
     return path
 

@@ -120,4 +120,4 @@ def method_in_words(arguments: Any) -> str:
     if method is None:
         return str(getattr(arguments.optim, "value", arguments.optim))
     described = method.resolved(adaptive_base=is_adaptive(arguments.base_optim)).described
-    return f"{method.name.upper()} ({described}) on {arguments.base_optim}"
+    return f"{method.name.upper()} ({described}{arguments.step_options().described}) on {arguments.base_optim}"

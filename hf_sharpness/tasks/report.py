@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..methods import Method
+from ..training.card import steps_of
 from .metrics import scores
 from .prepare import PreparedRun
 from .terminal import block
@@ -42,17 +42,20 @@ def summary(run: PreparedRun, metrics: dict[str, dict[str, float]], processor_ti
     seconds = metrics["train"]["train_runtime"]
     rows = {
         **{split: "   ".join(f"{name} {value:.4f}" for name, value in shown[split].items()) for split in shown},
-        "cost": f"{steps:,} step{'s' if steps > 1 else ''} of {_passes(run.arguments.method())} in {seconds:.1f} s "
+        "cost": f"{steps:,} step{'s' if steps > 1 else ''} of {_passes(run)} in {seconds:.1f} s "
         f"({processor_time:.1f} s of processor time)",
         "files": f"{run.output}: model, README.md (its card), curves.png, recipe.yaml, test_results.json",
     }
     return "\n" + block(run.title, rows)
 
 
-def _passes(method: Method | None) -> str:
-    """How many passes a step makes, in words."""
-    if method is None or method.is_plain:
+def _passes(run: PreparedRun) -> str:
+    """How many passes a step made, in words."""
+    method, counted = run.arguments.method(), steps_of(run.trainer)
+    sharp, steps = counted or (1, 1)
+    if method is None or method.is_plain or not sharp:
         return "1 pass"
-    if method.decides_replays:
-        return "1 pass or more"
-    return "1 pass" if method.replays == 0 else f"{1 + method.replays} passes"
+    passes = "1 pass or more"
+    if not method.decides_replays:
+        passes = f"{1 + method.replays} passes" if method.replays else "1 pass"
+    return passes if sharp == steps else f"1 pass, {sharp:,} of them of {passes}"

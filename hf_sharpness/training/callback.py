@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from ..engine import Engine
+from ..methods.options import DECAY
 from .watch import Watch
 
 
@@ -32,10 +33,14 @@ class SharpnessCallback(TrainerCallback, ExportableState):
 
     Attributes:
         method_state: what ``Method.state_dict`` returned after the last step.
+        sharp_steps: how many optimizer steps were sharpness-aware; None where an earlier version began the training.
+        decay_begins: the step at which the learning rate begins its last fall, for ``sam_start="decay"``.
     """
 
     def __init__(self) -> None:
         self.method_state: dict[str, Any] = {}
+        self.sharp_steps: int | None = 0
+        self.decay_begins: int | None = None
         self._trainer: weakref.ref[Listener] | None = None
         self._watch: Watch | None = None
 
@@ -54,19 +59,24 @@ class SharpnessCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """For trainer_state.json."""
-        return {"args": {}, "attributes": {"method_state": self.method_state}}
+        names = ("method_state", "sharp_steps", "decay_begins")
+        return {"args": {}, "attributes": {name: getattr(self, name) for name in names}}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         saved: Any = state.stateful_callbacks
         if not state.global_step:  # a new run, or another attempt of auto_find_batch_size: nothing is carried over
-            self.method_state = {}
+            self.method_state, self.sharp_steps, self.decay_begins = {}, 0, None
             saved.pop(type(self).__name__, None)
+        elif type(self).__name__ in saved:
+            self.sharp_steps = saved[type(self).__name__]["attributes"].get("sharp_steps")
         # A checkpoint of a stock Trainer has no entry for this callback, and saving the next one needs it.
         saved.setdefault(type(self).__name__, self.state())
         trainer = self.listener
         if trainer is not None:
             trainer._start_sharpness()
             assert trainer._engine is not None
+            phase = trainer._engine.phase
+            self.decay_begins = phase.first if phase.options.start == DECAY else None
             is_first = self._watch is None  # auto_find_batch_size begins anew
             self._watch = Watch(trainer, trainer._engine)
             if is_first:
@@ -79,6 +89,8 @@ class SharpnessCallback(TrainerCallback, ExportableState):
     def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if (trainer := self.listener) is not None:
             self.method_state = trainer._on_optimizer_step()
+            if self.sharp_steps is not None and trainer._engine is not None:
+                self.sharp_steps += "perturbed_loss" in trainer._engine.metrics
         if self._watch is not None:
             self._watch.step()
 

@@ -15,6 +15,7 @@ from .. import __version__
 from ..engine.optimizers import base_optimizer, is_adaptive
 from ..methods import Method, hyperparameters
 from ..methods.options import PREFIX
+from .callback import SharpnessCallback
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ def complete(
     log_history: Sequence[dict[str, Any]],
     names: Sequence[str],
     repo: str | None = None,
+    steps: tuple[int, int] | None = None,
 ) -> None:
     """Add tags and a section to the model card that a Trainer wrote. Done again, it replaces them.
 
@@ -44,6 +46,7 @@ def complete(
         log_history: what the Trainer logged.
         names: the logged series to report, from their last entry, beside those of the method.
         repo: the model's name on the Hub, as far as it has one. Default None: as the arguments say.
+        steps: how many optimizer steps were sharpness-aware, and how many there were. Default None: not known.
     """
     if not card.is_file():
         return
@@ -55,7 +58,7 @@ def complete(
     adaptive = is_adaptive(args.base_optim if optimizer is None else base_optimizer(optimizer))
     method = args.method().resolved(adaptive)
     repo = repo or getattr(args, "hub_model_id", None) or "FOLDER"
-    section = _section(args, method, log_history, (*names, *method.metrics), repo)
+    section = _section(args, method, log_history, (*names, *method.metrics), repo, steps)
     head, heading, tail = text.partition("### Framework versions")
     text = f"{head}{section}\n\n{heading}{tail}" if heading else f"{text.rstrip()}\n\n{section}\n"
     card.write_text(text, encoding="utf-8")
@@ -90,7 +93,21 @@ def _optimizer(args: Any) -> str:
     return f"Use {args.optim} around {args.base_optim}{adam if 'adam' in args.base_optim else ''} and optimizer_args="
 
 
-def _section(args: Any, method: Method, log_history: Sequence[dict[str, Any]], names: Sequence[str], repo: str) -> str:
+def steps_of(trainer: Any) -> tuple[int, int] | None:
+    """How many optimizer steps of its training were sharpness-aware, and how many there were; None if not known."""
+    callbacks = [c for c in trainer.callback_handler.callbacks if isinstance(c, SharpnessCallback)]
+    sharp = callbacks[-1].sharp_steps if callbacks else None
+    return None if sharp is None or not trainer.state.global_step else (sharp, trainer.state.global_step)
+
+
+def _section(
+    args: Any,
+    method: Method,
+    log_history: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    repo: str,
+    steps: tuple[int, int] | None,
+) -> str:
     links = ", ".join(f"[arXiv {paper}](https://arxiv.org/abs/{paper})" for paper in method.cited)
     options = args.step_options()
     settings = {h.argument: getattr(method, name) for name, h in hyperparameters(type(method)).items()}
@@ -99,6 +116,7 @@ def _section(args: Any, method: Method, log_history: Sequence[dict[str, Any]], n
         f"- base_optim: {args.base_optim}",
         *(f"- {argument}: {value}" for argument, value in settings.items() if value is not None),
     ]
+    which = "The" if steps is None or steps[0] == steps[1] else f"{steps[0]} of {steps[1]} optimizer"
     bibtex = "\n\n".join(entry or f"% arXiv {paper}" for paper, entry in method.cited.items())
     logged = next((entry for entry in reversed(log_history) if "sharpness" in entry), None)
     if logged is None:
@@ -114,7 +132,7 @@ def _section(args: Any, method: Method, log_history: Sequence[dict[str, Any]], n
             _BEGIN,
             f"### Sharpness-aware minimization: {method.title}",
             "",
-            f"The steps were sharpness-aware{links and f' ({links})'}, by hf_sharpness {__version__}, with these "
+            f"{which} steps were sharpness-aware{links and f' ({links})'}, by hf_sharpness {__version__}, with these "
             "hyper-parameters:",
             "",
             *lines,

@@ -9,7 +9,8 @@ from typing import Any
 from ..arguments import SharpnessArguments
 from ..engine import Engine
 from ..engine.optimizers import is_adaptive
-from ..methods import Method
+from ..methods import Method, Options, hyperparameters
+from ..methods.options import PREFIX
 
 
 class LiveArguments:
@@ -26,6 +27,8 @@ class LiveArguments:
         self.name = engine.method.name
         self.given = args.method()
         self.values = self._values()
+        options = [option.argument for option in hyperparameters(Options, PREFIX).values()]
+        self.fixed = ("base_optim", "sharpness_config", *options)
 
     def before_step(self, is_main: bool) -> None:
         """Take up what has changed.
@@ -43,7 +46,7 @@ class LiveArguments:
         if self.args.optim == self.name:
             self.args.check_sharpness()  # a number may come as text
             if self._taken_up(self.args.method()):
-                changed = [name for name in changed if name in ("base_optim", "sam_scope", "sharpness_config")]
+                changed = [name for name in changed if name in self.fixed]
         self.values = self._values()
         if changed and is_main:
             warnings.warn(

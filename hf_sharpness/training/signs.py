@@ -59,7 +59,7 @@ class Signs:
 
     def step(self, metrics: dict[str, Tensor | float]) -> None:
         """Take in what a step measured; no synchronisation with an accelerator."""
-        if self.searching and isinstance(self.method, XSAM) and self.method.found_alpha is not None:
+        if metrics and self.searching and isinstance(self.method, XSAM) and self.method.found_alpha is not None:
             self.alphas.append(self.method.found_alpha)
         losses = [value for name in ("loss", "perturbed_loss") if isinstance(value := metrics.get(name), Tensor)]
         if losses:

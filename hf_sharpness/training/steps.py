@@ -47,9 +47,9 @@ class Steps:
         self.inner_function = inner
         self.stock = stock
         self.whole = False
-        self.gradient_is_ready = False
-        self.replaying = False
+        self.gradient_is_ready = self.replaying = False
         self.call: Call | None = None
+        self.number: int | None = None
         self.calls: list[Call] = []
         self.before: BeforeStep | None = None
         self.differs = False
@@ -75,24 +75,26 @@ class Steps:
         self.engine.follow(self.trainer.optimizer)
         accelerate = AccelerateState(self.trainer.accelerator)
         call = Call(step, args, kwargs, accelerate.sync_gradients, accelerate)
+        self.number = self.engine.phase.number if self.number is None else self.number
         with self.guard.installed(self.engine.parameters(), self.trainer):
             try:
                 result = self._take(call)
             except BaseException:
-                self.calls = []
+                self.calls, self.number = [], None
                 self.engine.abort()
                 raise
             finally:
                 self.call = None
                 self.gradients.close()
         if call.last:
+            self.engine.course.progress.steps_made, self.number = self.number + 1, None  # also of a skipped batch
             self.calls, self.before, self.differs = [], None, False
             self.gradient_is_ready = True
         return result
 
     def _take(self, call: Call) -> Any:
         self.call = call
-        if self.engine.method.is_plain:
+        if self.engine.phase.is_plain:
             return self._plain(call)
         if self.whole:
             return self._as_a_whole(call)
@@ -232,7 +234,7 @@ class Steps:
             The clean loss of the micro-batch, detached.
         """
         call = self.call
-        if call is None or self.whole or self.engine.method.is_plain:
+        if call is None or self.whole or self.engine.phase.is_plain:
             return plain(inputs)
         call.inner_calls += 1
         if self._is_inner(call.step):

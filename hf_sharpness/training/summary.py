@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerState
 
 from ..engine import Engine
-from ..methods import Method
+from ..engine.phase import Phase
 from .averages import Averages
 from .notices import say
 
@@ -31,9 +31,10 @@ class Summary:
 
     def start(self) -> str:
         """What runs: ``WSAM: rho 0.05, gamma 0.6 coupled, on adamw_torch; 2 passes a step``."""
-        method, scope = self.engine.method, self.trainer.args.sam_scope
-        scoped = "" if scope == "global" else f", scope {scope}"
-        return f"{method.name.upper()}: {method.described}{scoped}, on {self.base}; {_cost(method)}"
+        method, options = self.engine.method, self.engine.phase.options
+        scoped = "" if options.scope == "global" else f", scope {options.scope}"
+        scheduled = "" if options.rho_schedule == "constant" else f", rho schedule {options.rho_schedule}"
+        return f"{method.name.upper()}: {method.described}{scheduled}{scoped}, on {self.base}; {_cost(self.engine)}"
 
     def micro_batch(self) -> None:
         """The loop has gone through another micro-batch."""
@@ -53,24 +54,37 @@ class Summary:
         means = self.sharpness.take(self.trainer._sum_over_ranks, self.trainer.args.device)
         if not self.steps or not state.is_world_process_zero:
             return
-        progress = self.engine.course.progress
+        progress, phase = self.engine.course.progress, self.engine.phase
         passes = f"{self.micro_batches + progress.repeated} forward and backward passes"
         if progress.probed:
             passes += f" and {progress.probed} forward passes"
         say(
             f"{self.engine.method.name.upper()}: {self.sharp} of {self.steps} optimizer steps were sharpness-aware"
+            + ("" if self.sharp or phase.is_whole else f" ({_which(phase)} would have been)")
             + (f", {self.skipped} were skipped by the loss scaler" if self.skipped else "")
             + (f"; mean sharpness {means['sharpness']:.4g}" if means else "")
             + f"; {passes}, where {self.base} alone makes {self.micro_batches}"
         )
 
 
-def _cost(method: Method) -> str:
+def _cost(engine: Engine) -> str:
+    method, phase = engine.method, engine.phase
     if method.is_plain:
         return "1 pass a step: the base optimizer's own"
-    if method.decides_replays:
-        return "1 pass a step, and further ones as each step decides"
-    return f"{1 + method.replays} passes a step"
+    passes = f"{1 + method.replays} passes" if not method.decides_replays else "1 pass"
+    more = ", and further ones as each step decides" if method.decides_replays else ""
+    if phase.is_whole:
+        return f"{passes} a step{more}"
+    planned, total = phase.planned, phase.progress.total_steps
+    return f"{passes} a step{more}, in {planned} of {total} optimizer steps ({_which(phase)}); 1 pass in the others"
+
+
+def _which(phase: Phase) -> str:
+    """Which steps are sharpness-aware, numbered from 1 as in the logs: ``from step 51 on``."""
+    first = f"from step {phase.first + 1}"
+    span = f"{first} on" if phase.end is None else f"{first} to step {phase.end}"
+    interval = phase.options.interval
+    return span if interval == 1 else f"{span} one in {interval}"
 
 
 def _base(trainer: Any, engine: Engine) -> str:

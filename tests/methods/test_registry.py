@@ -109,6 +109,7 @@ def test_everything_derives_from_the_registry(tmp_path: Path) -> None:
         check_shared_recipe({"training": {"own_rounds": 51}}, "recipe")
     path = SharpnessArguments(optim="own", own_alpha=0.7).save_pretrained(tmp_path)
     keys = ["optim", "base_optim", "own_radius", "own_alpha", "own_rounds", "sam_scope", "sam_check"]
+    keys += ["sam_start", "sam_stop", "sam_interval", "sam_rho_schedule"]
     assert list(json.loads(path.read_text()))[3:] == keys
     assert TrainingArguments("out", sharpness_config=str(path)).method() == Own(alpha=0.7)
     with pytest.raises(ValueError, match="own_rounds=51 is too large for a config: must be at most 50"):

@@ -14,11 +14,13 @@ from models import Batch, Net, Record, Saboteur, classification, collate
 from reference import Base
 from specs_of_modes import (
     ADAM,
+    ALTERNATING,
     BASE,
     MAX_NORM,
     METHODS,
     PRECONDITIONED,
     SCOPED,
+    SCOPED_ALTERNATING,
     Branching,
     named,
     rank_batches,
@@ -76,12 +78,12 @@ def trained(model: nn.Module, name: str, steps: list[list[Batch]], base: Base = 
     return weights
 
 
-@case(*[spec.name for spec in SCOPED])
+@case(*[spec.name for spec in [*SCOPED, *SCOPED_ALTERNATING]])
 def ddp(directory: Path, name: str) -> list[torch.Tensor]:
     return trained(DistributedDataParallel(Net().double()), name, rank_batches(rank(), 5, 2))
 
 
-@case(*[spec.name for spec in SCOPED])
+@case(*[spec.name for spec in [*SCOPED, *SCOPED_ALTERNATING[:4]]])
 def bucket_view(directory: Path, name: str) -> list[torch.Tensor]:
     model = DistributedDataParallel(Net().double(), gradient_as_bucket_view=True, bucket_cap_mb=1e-4)
     return trained(model, name, rank_batches(rank(), 5, 2))
@@ -213,7 +215,7 @@ def sharded(middle: Callable[[], nn.Module] = nn.PReLU, dtype: torch.dtype = tor
     return fully_shard(model, **options)
 
 
-@case(*[spec.name for spec in METHODS])
+@case(*[spec.name for spec in [*METHODS, *ALTERNATING]])
 def fsdp2(directory: Path, name: str) -> list[torch.Tensor]:
     return trained(sharded(), name, rank_batches(rank(), 5, 2))
 

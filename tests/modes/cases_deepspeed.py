@@ -19,7 +19,7 @@ from launch import case
 from models import Net, Record, Saboteur, classification
 from reference import by_name
 from safetensors.torch import load_file
-from specs_of_modes import BASE, MAX_NORM, METHODS, Branching, named, without_decay
+from specs_of_modes import ALTERNATING, BASE, MAX_NORM, METHODS, Branching, named, without_decay
 from torch import nn
 
 import hf_sharpness
@@ -98,7 +98,7 @@ def staged(*names: str, stages: tuple[int, ...] = STAGES) -> Callable[[Callable]
     return register
 
 
-@staged(*[spec.name for spec in METHODS])
+@staged(*[spec.name for spec in [*METHODS, *ALTERNATING]])
 def zero(directory: Path, stage: int, method: str) -> dict[str, Any]:
     """The same batches as `rank_batches` gives each rank."""
     return trained(directory, Net(), config(stage), **SGD, **named(method).arguments())

@@ -28,13 +28,25 @@ PRECONDITIONED = [scoped(*by_name("wsam-preconditioned"), scope) for scope in SC
 """To be tried around ADAM: around BASE it is the decoupled mode."""
 
 
+def every_second(spec: Spec) -> Spec:
+    """The steps between are the base optimizer's own."""
+    return replace(spec, name=f"{spec.name}-every-2nd", settings=spec.settings | {"interval": 2})
+
+
+ALTERNATING = [every_second(spec) for spec in METHODS]
+SCOPED_ALTERNATING = [every_second(spec) for spec in SCOPED]
+
+
+EVERY_ONE = [*METHODS, *DEEP, *SCOPED, *PRECONDITIONED, *ALTERNATING, *SCOPED_ALTERNATING]
+
+
 def without_decay(base: Base) -> Base:
     return replace(base, weight_decay=0.0)
 
 
 def named(name: str) -> Spec:
     """A spec of the lists above by name."""
-    return next(spec for spec in [*METHODS, *DEEP, *SCOPED, *PRECONDITIONED] if spec.name == name)
+    return next(spec for spec in EVERY_ONE if spec.name == name)
 
 
 class Branching(Net):

@@ -12,6 +12,7 @@ from models import Net
 from reference import Spec, by_name, flat, reference_run
 from specs_of_modes import (
     ADAM,
+    ALTERNATING,
     BASE,
     MAX_NORM,
     METHODS,
@@ -41,6 +42,14 @@ def expected(spec: Spec) -> list[torch.Tensor]:
 def test_fsdp2_equals_one_process(case: str, spec: Spec, ranks: Launcher) -> None:
     """Also where layers stay gathered after the forward: what was gathered before a perturbation is not used after."""
     for results in ranks("cases_ddp")[f"{case}-{spec}"]:
+        for weights, reference in zip(results, expected(spec), strict=True):
+            torch.testing.assert_close(weights, reference, **ROUNDING)
+
+
+@pytest.mark.parametrize("spec", ALTERNATING, ids=str)
+@pytest.mark.shows(mode="FSDP2, every second step, plain loop", result="exact")
+def test_fsdp2_in_every_second_step(spec: Spec, ranks: Launcher) -> None:
+    for results in ranks("cases_ddp")[f"fsdp2-{spec}"]:
         for weights, reference in zip(results, expected(spec), strict=True):
             torch.testing.assert_close(weights, reference, **ROUNDING)
 

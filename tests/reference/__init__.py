@@ -2,6 +2,7 @@
 
 from .bases import SGD, AdamW, clip_coefficient
 from .methods import Plain, Sam, Wsam, Xsam
+from .phases import InSteps, linear_ramp, sharp_steps
 from .run import Problem, Record, flat, linear_schedule, mean_losses, reference_run, token_losses
 from .specs import BASES, SPECS, Base, Spec, by_name
 
@@ -11,6 +12,7 @@ __all__ = [
     "SPECS",
     "AdamW",
     "Base",
+    "InSteps",
     "Plain",
     "Problem",
     "Record",
@@ -21,8 +23,10 @@ __all__ = [
     "by_name",
     "clip_coefficient",
     "flat",
+    "linear_ramp",
     "linear_schedule",
     "mean_losses",
     "reference_run",
+    "sharp_steps",
     "token_losses",
 ]

@@ -10,6 +10,7 @@ import torch
 
 from .bases import SGD, AdamW
 from .methods import Sam, Wsam, Xsam
+from .phases import InSteps
 
 REFERENCES = {"sam": Sam, "wsam": Wsam, "xsam": Xsam}
 PREFIXED = {"mode": "wsam_mode", "gamma": "wsam_gamma", "refresh": "xsam_refresh"}
@@ -29,7 +30,10 @@ class Spec:
         return getattr(hf_sharpness, self.method.upper())(model, optimizer, **self.settings)
 
     def reference(self) -> Any:
-        return REFERENCES[self.method](**self.settings)
+        settings = dict(self.settings)
+        interval = settings.pop("interval", None)
+        method = REFERENCES[self.method](**settings)
+        return method if interval is None else InSteps(method, range(0, 1000, interval))
 
     def arguments(self) -> dict[str, Any]:
         """The same as TrainingArguments."""

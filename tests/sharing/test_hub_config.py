@@ -24,6 +24,10 @@ OTHER = {
     "sam_steps": 3,
     "sam_scope": "device",
     "sam_check": "error",
+    "sam_start": 0.25,
+    "sam_stop": 0.75,
+    "sam_interval": 2,
+    "sam_rho_schedule": "linear",
     "wsam_mode": "coupled",
     "wsam_gamma": 0.7,
 }
@@ -36,6 +40,7 @@ OF_ALL = OTHER | {
     "xsam_refresh": 7,
 }
 """And for those of other methods."""
+OPTIONS = ["sam_scope", "sam_check", "sam_start", "sam_stop", "sam_interval", "sam_rho_schedule"]
 DEFAULTS = {name: default for name, default in defaults("wsam").items() if name in OTHER}
 
 
@@ -108,7 +113,7 @@ def test_what_they_amount_to_is_not_read(comment: Any, tmp_path: Path) -> None:
 )
 def test_a_config_has_the_keys_of_its_method(optim: str, keys: list[str], tmp_path: Path) -> None:
     path = SharpnessArguments(optim=optim, xsam_refresh=9, wsam_gamma=0.1).save_pretrained(tmp_path)
-    assert list(json.loads(path.read_text()))[3:] == ["optim", "base_optim", *keys, "sam_scope", "sam_check"]
+    assert list(json.loads(path.read_text()))[3:] == ["optim", "base_optim", *keys, *OPTIONS]
 
 
 def test_a_config_with_the_keys_of_all_methods(tmp_path: Path) -> None:

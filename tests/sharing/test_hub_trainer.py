@@ -196,3 +196,14 @@ def test_a_card_without_metadata_or_a_card(tmp_path: Path) -> None:
 def test_every_paper_can_be_cited() -> None:
     for method in METHODS.values():
         assert f"{{{method.paper}}}" in method.bibtex
+
+
+@pytest.mark.filterwarnings("ignore:none of the")
+@pytest.mark.parametrize(("start", "sharp"), [(0.9, 0), (0.5, 2), (0.0, 4)])
+def test_the_card_counts_the_sharpness_aware_steps(start: float, sharp: int, tmp_path: Path) -> None:
+    """A training that ended before sharpness began does not claim it."""
+    _, text = card(trained(tmp_path, optim="sam", sam_start=start, max_steps=4))
+    counted = "The steps were sharpness-aware" if sharp == 4 else f"{sharp} of 4 optimizer steps were sharpness-aware"
+    assert counted in text
+    assert f"- sam_start: {start}" in text
+    assert ("No sharpness was logged." in text) == (sharp == 0)

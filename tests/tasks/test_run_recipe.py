@@ -341,3 +341,18 @@ def test_a_metric_of_ones_own_needs_no_network(tmp_path, monkeypatch, name):
     errors = [entry["eval_errors"] for entry in state["log_history"] if "eval_errors" in entry]
     assert state["best_metric"] == min(errors)
     assert not calls
+
+
+@pytest.mark.parametrize(
+    ("start", "sharp", "words"), [(0.5, 2, "4 steps of 1 pass, 2 of them of 2 passes"), (0, 4, "4 steps of 2 passes")]
+)
+def test_a_run_says_which_of_its_steps_were_sharpness_aware(tmp_path, capsys, start, sharp, words):
+    pytest.importorskip("matplotlib")
+    run_recipe(digits(tmp_path, optim="sam", sam_start=start))
+    out = capsys.readouterr().out
+    assert words in out
+    assert ("SAM (rho 0.05, sam_start 0.5)" in out) == (start == 0.5)
+    card = (tmp_path / "README.md").read_text()
+    assert ("2 of 4 optimizer steps were sharpness-aware" in card) == (sharp == 2)
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "sharpness" in entry] == ([4] if sharp == 2 else [2, 4])

@@ -121,6 +121,7 @@ class ZeroWeights(Weights):
 
     def abandon(self) -> None:
         self.note_passes()
+        self.sizes = []
         for part in self.parts:
             part.grad = None
         self.drop_gradients()  # of earlier micro-batches, which no replay will go through any more
@@ -128,8 +129,9 @@ class ZeroWeights(Weights):
     def finish(self) -> None:
         """Hand the parts' gradient to DeepSpeed, and have it step: clip, update, and renew the model's weights."""
         self.note_passes()
-        if self.sizes:  # a plain method leaves all to DeepSpeed
+        if self.sizes:  # a step of the base optimizer's own leaves all to DeepSpeed
             self._put_gradients()
+            self.sizes = []
         self.engine.step()
 
     def _put_gradients(self) -> None:
@@ -223,8 +225,9 @@ class Zero3Weights(ZeroWeights):
         self.zero.grad_partitions_flat_buffer.zero_()
 
     def finish(self) -> None:
+        perturbed = bool(self.sizes)
         super().finish()
-        if self.sizes:
+        if perturbed:
             self.drop_gradients()
 
     def clear_padding(self, params: Sequence[nn.Parameter], vector: Vector) -> None:
