@@ -10,8 +10,10 @@ import transformers
 from .argument_definitions import STOCK_NAMES, hyperparameter_arguments
 from .argument_fields import ArgumentFields
 from .engine.deepspeed.config import check_config, read_config
+from .engine.fraction import check_fraction, size_of_part
 from .engine.optimizers import is_adaptive
 from .engine.preconditioner import has_known_preconditioner, refusal
+from .engine.targets import DEEPSPEED
 from .methods import METHODS, Method, Options, hyperparameters, registry
 from .methods.options import PREFIX
 
@@ -51,6 +53,18 @@ def _check_combinations(arguments: Any) -> None:
     named = {h.name: argument for argument, h in registry.arguments_of(type(method)).items()}
     setting, remedy = method.after_step_setting(named), method.after_step_remedy(named)
     arguments.step_options().check_together(method, f"{PREFIX}_")
+    under_deepspeed = bool(getattr(arguments, "deepspeed", None)) or _accelerate_uses_deepspeed()
+    check_fraction(method, arguments.sam_fraction, arguments.sam_scope, f"{PREFIX}_", deepspeed=under_deepspeed)
+    if arguments.sam_target_modules is not None and under_deepspeed:
+        raise ValueError(DEEPSPEED.format(prefix=f"{PREFIX}_", value=arguments.sam_target_modules))
+    if arguments.sam_fraction < 1 and not method.is_plain and getattr(arguments, "gradient_accumulation_steps", 2) == 1:
+        size = arguments.per_device_train_batch_size
+        if size_of_part(arguments.sam_fraction, size) == size:
+            raise ValueError(
+                f"sam_fraction={arguments.sam_fraction!r} takes the first of a batch's {size} examples, and rounds to "
+                "all of them: use a larger per_device_train_batch_size, gradient_accumulation_steps (it then takes the "
+                "first micro-batches), or sam_fraction=1"
+            )
     if arguments.base_optim.startswith("schedule_free") and method.adds_after_step:
         raise ValueError(
             f"{setting} does not fit base_optim={arguments.base_optim!r}, which keeps the weights in a second form of "
@@ -61,7 +75,7 @@ def _check_combinations(arguments: Any) -> None:
     deepspeed = read_config(getattr(arguments, "deepspeed", None))
     if deepspeed is not None:
         check_config(deepspeed)
-    if arguments.sam_scope != "global" and (getattr(arguments, "deepspeed", None) or _accelerate_uses_deepspeed()):
+    if arguments.sam_scope != "global" and under_deepspeed:
         raise ValueError(
             f"sam_scope={arguments.sam_scope!r} does not run under DeepSpeed, whose ranks hold parts of the gradient: "
             "use sam_scope='global' (FSDP2 has that one too), or DistributedDataParallel without DeepSpeed"

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine import Closure, Engine
+from .engine.fraction import PartClosure
 from .engine.usage import Usage
 from .methods import METHODS, Method, Options, hyperparameters
 from .methods.options import PREFIX
@@ -100,7 +101,9 @@ class SharpnessAware:
         """
         return self.engine.metrics
 
-    def backward(self, closure: Closure | Sequence[Closure], measure: bool = False) -> Tensor:
+    def backward(
+        self, closure: Closure | Sequence[Closure], measure: bool = False, part: Closure | None = None
+    ) -> Tensor:
         """Leave in p.grad the gradient that the base optimizer is to step with.
 
         Args:
@@ -111,6 +114,9 @@ class SharpnessAware:
                 reduced over ranks in the last one only.
             measure: also measure how far the weights really move, for ``metrics``. It reads all weights a few times
                 more, so ask for it in the steps that you log. Default False.
+            part: with ``fraction`` and one closure, the same for the first max(1, round(fraction * b)) of its b
+                examples, with the mean loss over them; called at the weights and at the moved ones. Default None: the
+                part is the first closures of a list.
 
         Returns:
             The clean loss L(w), detached (the sum over the closures).
@@ -123,12 +129,13 @@ class SharpnessAware:
             RuntimeError: no closure ran ``loss.backward()``, or one dropped the gradients that it was to add to (it
                 called ``zero_grad``).
         """
-        closures = self._usage.begins(closure)
+        closures = self._usage.begins(closure, part)
+        of_part = None if part is None else PartClosure(part, self.engine.fraction.fraction)
         self.engine.course.measures = measure
         self.engine.begin()
         losses = []
         for index, function in enumerate(closures, start=1):
-            losses.append(self.engine.record(function, last=index == len(closures)))
+            losses.append(self.engine.record(function, index == len(closures), len(closures), of_part))
             self._usage.recorded()
         try:
             self._usage.ends()

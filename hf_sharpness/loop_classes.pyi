@@ -42,6 +42,11 @@ class SAM(SharpnessAware):
         rho_schedule: The length of the perturbation from step to step: `constant`: rho as it is given; `lr`: rho
             times the learning rate over its peak; `linear`: up in equal steps over the first tenth of the
             sharpness-aware steps. Default: constant.
+        fraction: The part f of each batch that the further pass of sam and wsam goes over: its first micro-batches,
+            for 1 + f passes a step, or without gradient accumulation its first examples, for 1 + 2f. Default: 1.0.
+        target_modules: Perturb the parameters of these modules alone: names or globs between commas, or the words
+            `norm` (normalisation layers) and `head` (what makes the logits). All others take the gradient found
+            there too.
         scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one. Default None.
         total_steps: how many optimizer steps the training makes, each with one ``backward``, for a method or an option
             that goes by its progress. Default None.
@@ -61,6 +66,8 @@ class SAM(SharpnessAware):
         stop: float = 1.0,
         interval: int = 1,
         rho_schedule: str = "constant",
+        fraction: float = 1.0,
+        target_modules: str | None = None,
         scaler: Any = None,
         total_steps: int | None = None,
         scheduler: Any = None,
@@ -113,6 +120,11 @@ class WSAM(SharpnessAware):
         rho_schedule: The length of the perturbation from step to step: `constant`: rho as it is given; `lr`: rho
             times the learning rate over its peak; `linear`: up in equal steps over the first tenth of the
             sharpness-aware steps. Default: constant.
+        fraction: The part f of each batch that the further pass of sam and wsam goes over: its first micro-batches,
+            for 1 + f passes a step, or without gradient accumulation its first examples, for 1 + 2f. Default: 1.0.
+        target_modules: Perturb the parameters of these modules alone: names or globs between commas, or the words
+            `norm` (normalisation layers) and `head` (what makes the logits). All others take the gradient found
+            there too.
         scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one. Default None.
         total_steps: how many optimizer steps the training makes, each with one ``backward``, for a method or an option
             that goes by its progress. Default None.
@@ -134,6 +146,8 @@ class WSAM(SharpnessAware):
         stop: float = 1.0,
         interval: int = 1,
         rho_schedule: str = "constant",
+        fraction: float = 1.0,
+        target_modules: str | None = None,
         scaler: Any = None,
         total_steps: int | None = None,
         scheduler: Any = None,
@@ -164,7 +178,9 @@ class XSAM(SharpnessAware):
             CIFAR-100).
         alpha: Fix alpha instead of searching for it (1 is SAM).
         alpha_max: Upper end of the grid that is searched for alpha; the lower end is 0. Default: 2.0.
-        alpha_points: Number of points of that grid: each costs one forward pass at every refresh. Default: 21.
+        alpha_points: Number of points of that grid. Default: 21.
+        search: How the grid is searched: `coarse` probes at most 8 of its points, closing in on the highest loss;
+            `grid` probes all of them, as the authors do. Default: coarse.
         refresh: When alpha is searched anew: `epoch` (on the first step of every epoch) or an integer N (every N
             optimizer steps); always on the first step. Steps are the sharpness-aware ones. Default: epoch once
             start_epoch() has been called, 100 before.
@@ -184,6 +200,11 @@ class XSAM(SharpnessAware):
         rho_schedule: The length of the perturbation from step to step: `constant`: rho as it is given; `lr`: rho
             times the learning rate over its peak; `linear`: up in equal steps over the first tenth of the
             sharpness-aware steps. Default: constant.
+        fraction: The part f of each batch that the further pass of sam and wsam goes over: its first micro-batches,
+            for 1 + f passes a step, or without gradient accumulation its first examples, for 1 + 2f. Default: 1.0.
+        target_modules: Perturb the parameters of these modules alone: names or globs between commas, or the words
+            `norm` (normalisation layers) and `head` (what makes the logits). All others take the gradient found
+            there too.
         scaler: the ``torch.amp.GradScaler``, if the closure scales its loss with one. Default None.
         total_steps: how many optimizer steps the training makes, each with one ``backward``, for a method or an option
             that goes by its progress. Default None.
@@ -201,6 +222,7 @@ class XSAM(SharpnessAware):
         alpha: float | None = None,
         alpha_max: float = 2.0,
         alpha_points: int = 21,
+        search: str = "coarse",
         refresh: int | str | None = None,
         scope: str = "global",
         check: str = "warn",
@@ -208,6 +230,8 @@ class XSAM(SharpnessAware):
         stop: float = 1.0,
         interval: int = 1,
         rho_schedule: str = "constant",
+        fraction: float = 1.0,
+        target_modules: str | None = None,
         scaler: Any = None,
         total_steps: int | None = None,
         scheduler: Any = None,

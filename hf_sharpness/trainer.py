@@ -33,6 +33,7 @@ from .training.callback import SharpnessCallback, at_epoch_boundary
 from .training.launch import warn_of_lone_processes
 from .training.mixin_base import MixinBase
 from .training.outermost import unwrapped, wrap_outermost
+from .training.parts import InnerStep
 from .training.replay import state_of
 from .training.steps import Steps
 from .training.unused import warn_of_unused
@@ -201,7 +202,7 @@ class _SharpnessTrainer(MixinBase):
         plain_step = super().training_step
         if self._steps is None:
             return plain_step(model, inputs, *args, **kwargs)
-        return self._steps.inner(lambda inputs: plain_step(model, inputs, *args, **kwargs), inputs)
+        return self._steps.inner(InnerStep(plain_step, model, args, kwargs), inputs)
 
     def _on_epoch_begin(self) -> None:
         if self._first_epoch_has_begun and self._engine is not None:

@@ -12,6 +12,7 @@ import yaml
 
 from ..argument_definitions import shared_arguments
 from ..methods import METHODS, registry
+from ..methods.options import PREFIX
 from ..tasks.errors import first_line, nearest
 from ..tasks.yaml12 import parse_yaml
 from .errors import CompareError
@@ -185,6 +186,8 @@ def with_base_arms(arms: Sequence[Arm], base_optim: str, averaging: bool) -> lis
 
 def _belongs(argument: str, method: str) -> bool:
     """Whether a sharpness argument is one of the method's."""
+    if argument == f"{PREFIX}_fraction":
+        return METHODS[method].allows_fraction
     # sam_scope and the like go with every method
     return argument in registry.arguments_of(METHODS[method]) or argument not in registry.arguments()
 

@@ -55,8 +55,8 @@ class Seen(Protocol):
     """What was counted of a few steps (`Observer`, or the record of a script)."""
 
     micro_batches: int
-    with_gradient: int
-    forward_only: int
+    with_gradient: float
+    forward_only: float
 
     @property
     def step_seconds(self) -> Sequence[float]: ...

@@ -6,6 +6,7 @@ import contextlib
 import math
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ class Observer(TrainerCallback):
 
     Attributes:
         micro_batches: Micro-batches seen, each once whatever number of passes it took.
-        with_gradient: Forward passes of the model in training that a backward pass follows.
+        with_gradient: Forward passes of the model in training that a backward pass follows; one over some examples of a
+            micro-batch counts in part.
         forward_only: Those without.
         step_seconds: Of each optimizer step, without the loading of its data: processor time of the process, or time
             on the clock with the device synchronised where there is an accelerator.
@@ -29,7 +31,10 @@ class Observer(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self.micro_batches = self.with_gradient = self.forward_only = 0
+        self.micro_batches = 0
+        self.with_gradient = self.forward_only = 0.0
+        self._examples: int | None = None
+        self._without_accumulation = False
         self.step_seconds: list[float] = []
         self.diverged = False
         self._began: float | None = None
@@ -42,8 +47,9 @@ class Observer(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model: nn.Module = kwargs["model"]
+        self._without_accumulation = args.gradient_accumulation_steps == 1
         reset_peak_memory()
-        self._hook = model.register_forward_pre_hook(self._count)
+        self._hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()
@@ -58,10 +64,10 @@ class Observer(TrainerCallback):
         self._began = _now()
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.micro_batches += 1
+        self._micro_batch_ends()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.micro_batches += 1
+        self._micro_batch_ends()
         if self._began is not None:
             self.step_seconds.append(_now() - self._began)
             self._began = None
@@ -71,12 +77,26 @@ class Observer(TrainerCallback):
         if loss is not None and not math.isfinite(float(loss)):
             self.diverged = True
 
-    def _count(self, model: nn.Module, inputs: Any) -> None:
-        if model.training:
-            if torch.is_grad_enabled():
-                self.with_gradient += 1
-            else:
-                self.forward_only += 1
+    def _micro_batch_ends(self) -> None:
+        self.micro_batches += 1
+        self._examples = None
+
+    def _count(self, model: nn.Module, inputs: Any, named: Any) -> None:
+        if not model.training:
+            return
+        examples = _number_of_examples([*inputs, *named.values()])
+        if self._examples is None:  # the micro-batch's first pass
+            self._examples = examples
+        part = examples / self._examples if examples and self._examples and self._without_accumulation else 1.0
+        if torch.is_grad_enabled():
+            self.with_gradient += part
+        else:
+            self.forward_only += part
+
+
+def _number_of_examples(values: Iterable[Any]) -> int | None:
+    """The first dimension of the first tensor that has one."""
+    return next((len(value) for value in values if isinstance(value, torch.Tensor) and value.ndim), None)
 
 
 def _now() -> float:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..methods import Method
 from ..vectors import is_sharded
+from .deepspeed.config import is_engine
 from .elsewhere import check_optimizer
 from .optimizers import maximizes
 from .parallel import data_parallel_module, is_tensor_parallel, uses_fsdp1
@@ -51,6 +52,15 @@ def _check_precision(method: Method, model: nn.Module, trainable: Sequence[tuple
         f"are lost in rounding. For exact steps, {FLOAT32_INSTEAD}",
         stacklevel=2,
     )
+
+
+def check_own_loop(model: nn.Module) -> None:
+    """Raise a ValueError for a model that only the Trainer can train."""
+    if is_engine(model):
+        raise ValueError(
+            "a loop of your own does not run under DeepSpeed, which steps within accelerator.backward: use "
+            "hf_sharpness.Trainer, or FSDP2"
+        )
 
 
 def check_supported(

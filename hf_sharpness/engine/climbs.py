@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from . import rounding
 from .course import Course
 from .facts import Facts
 from .scopes import Scope
-from .weights import Weights
+from .weights import Weights, placed_gradients
 
 
 class NonFiniteAscent(Exception):
@@ -32,6 +31,7 @@ class Climbs(Facts):
         loss_scale: returns the factor by which the closures scale their loss, or None.
         checks_overflow: whether every ascent looks first if its gradient is finite.
         loss: the loss of the first pass.
+        targets: ids of the parameters that are perturbed; None for all.
     """
 
     def __init__(
@@ -43,8 +43,9 @@ class Climbs(Facts):
         loss_scale: Callable[[], Tensor] | None,
         checks_overflow: bool,
         loss: Tensor,
+        targets: set[int] | None = None,
     ) -> None:
-        super().__init__(weights, course, loss_scale)
+        super().__init__(weights, course, loss_scale, targets)
         self.scope = scope
         self.noise = noise
         self.checks_overflow = checks_overflow
@@ -76,6 +77,7 @@ class Climbs(Facts):
 
     def _climb(self, direction: Vector, size: Tensor, length: float | Tensor, adaptive: bool) -> Vector:
         self._save()
+        direction = self.perturbed(direction)
         weights = self.memory.views(self.saved) if adaptive else None
         vectors.displacement_(direction, length, size, self.norm, weights)
         self._move(self.live, self.memory.folded(direction))
@@ -88,7 +90,7 @@ class Climbs(Facts):
         if adaptive or not vectors.is_on_host(factor):
             return False
         self._save()
-        self._move(self.live, self.memory.folded(direction), float(factor))
+        self._move(self.live, self.folded(direction), float(factor))
         self._weights_changed()
         return True
 
@@ -98,7 +100,7 @@ class Climbs(Facts):
         if self._climbed_at_once(gradient, gradient_norm, length, adaptive):
             return
         self._save()
-        vectors.copy_(self.live, self.memory.folded(gradient))
+        vectors.copy_(self.live, self.folded(gradient))
         vectors.displacement_(self.live, length, gradient_norm, self._norm, self.saved if adaptive else None)
         self._move(self.saved, self.live)
         self._weights_changed()
@@ -148,20 +150,16 @@ class Climbs(Facts):
 
     def angle(self, a: Vector, b: Vector, a_norm: Tensor, b_norm: Tensor) -> Tensor:
         self._measure_displacement()
-        a, b = self.memory.folded(a), self.memory.folded(b)
+        a, b = self.folded(a), self.folded(b)
         return vectors.angle(a, b, a_norm, b_norm, self.live, self.owners)
 
     # The gradient.
 
     def gradient(self) -> Vector:
-        parameter: Any
         for parameter in self.params:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            elif vectors.is_sharded(parameter) and parameter.grad.placements != parameter.placements:
-                # Tensor parallel: an embedding's gradient comes as partial sums.
-                parameter.grad = parameter.grad.redistribute(placements=parameter.placements)
-        return vectors.gradients(self.params)
+        return placed_gradients(self.params)
 
     def take_gradient(self) -> Vector:
         gradient = self.gradient()

@@ -15,25 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from ..methods import Method, Options
-from .checks import check_supported
+from .checks import check_own_loop, check_supported
 from .course import Course
-from .deepspeed.config import is_engine
 from .directions import Directions
 from .earlier import Arrivals
 from .elsewhere import FirstStep
+from .fraction import Fraction, PartClosure
 from .guard import Guard
 from .habits import Habits
 from .kept import Kept
 from .measured import merged
 from .micro_batch import Closure, MicroBatch
 from .optimizers import base_optimizer, is_adaptive
-from .parallel import gradients_unreduced
 from .passes import Passes
 from .phase import Phase
 from .progress import Progress
 from .rounding import Noise
 from .scopes import Scope
 from .state import Root, State
+from .targets import Targets
 from .term import Term
 from .weights import Weights
 
@@ -49,8 +49,7 @@ class Engine:
         model: the model that the closures call (in DDP, sharded by FSDP2, or neither).
         optimizer: the base optimizer. The parameters in its groups that get a gradient are perturbed.
         options: what can be chosen for the steps of every method. Default: as ``methods.Options`` has it.
-        loss_scale: returns the factor by which the closures scale their loss (a ``GradScaler``'s), as a tensor; None
-            where they do not. With it the engine looks at every ascent whether the gradient overflowed.
+        loss_scale: returns the factor on the closures' loss (a ``GradScaler``'s), as a tensor. Default None: no factor.
         no_sync: makes a context in which a backward pass does not reduce gradients over ranks.
         weights: where weights and gradients are. Default None: in the parameters of the optimizer's groups.
         is_half: whether the closures compute in 16 bits where their modules do not show it (compiled ones).
@@ -81,18 +80,17 @@ class Engine:
         roots: Iterable[Root] | None = None,
     ) -> None:
         self.model = model
-        if weights is None and is_engine(model):
-            raise ValueError(
-                "a loop of your own does not run under DeepSpeed, which steps within accelerator.backward: use "
-                "hf_sharpness.Trainer, or FSDP2"
-            )
+        if weights is None:
+            check_own_loop(model)
         self.weights = weights or Weights(model, base_optimizer(optimizer))
         self.optimizer = self.weights.optimizer
         self.method = method.resolved(adaptive_base=is_adaptive(self.optimizer))
         options = options or Options()
         self.phase = Phase(options, self.method, self.optimizer, Progress(total_steps), scheduler)
         check_supported(self.method, model, self.optimizer, options.scope, self.weights.named())
-        self.scope = Scope(options.scope, model, no_sync or (lambda: gradients_unreduced(model)), self.method)
+        self.fraction = Fraction(self.method, options, self.weights)
+        self.targets = Targets(options.target_modules, self.weights)
+        self.scope = Scope(options.scope, model, no_sync, self.method, in_parts=options.fraction < 1)
         self.loss_scale = loss_scale
         self.state = State(self.weights, roots)
         self.guard = Guard(options.check, model, is_half or loss_scale is not None)
@@ -135,16 +133,12 @@ class Engine:
         self.state.forget()
         self.passes: Passes | None = None
         self.measured: list[dict[str, Tensor | float]] = []
+        self.fraction.forget()
         self.arrivals = Arrivals(self.weights, self.scope)
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters in the base optimizer's groups, in their order."""
         return self.weights.parameters()
-
-    @property
-    def checks_overflow(self) -> bool:
-        """Whether every ascent looks first if its gradient is finite: an accelerator waits for it (fp16 only)."""
-        return self.loss_scale is not None or self.on_cpu
 
     @property
     def on_cpu(self) -> bool:
@@ -160,12 +154,14 @@ class Engine:
         self.method.start_epoch()
         self.state.checked_steps.epoch_begins()
 
-    def record(self, closure: Closure, last: bool) -> Tensor:
+    def record(self, closure: Closure, last: bool, count: int = 1, part: PartClosure | None = None) -> Tensor:
         """Run a micro-batch's first pass and remember it for the replays; returns the closure's loss, detached.
 
         Args:
             closure: forward and backward of the micro-batch; returns its share of the batch's mean loss.
-            last: whether it is the step's last micro-batch.
+            last: it is the step's last.
+            count: how many the step is going to have, as far as is known.
+            part: for passes over some of the examples of a step's only micro-batch. Default None: over all.
         """
         if self.phase.is_plain:
             return self._plain_pass(closure, last)
@@ -177,9 +173,11 @@ class Engine:
             self.arrivals.look(begins)
             if begins:
                 self.guard.step_begins(self.state.begin(self.phase.count_before(self.phase.number) + 1))
-            moment = self.state.take(closure)
+            self.fraction.closure = part
+            moment = self.state.take(closure, *([] if part is None else [part.run]))
+            ends_part = not last and self.fraction.ends_part(len(self.micro_batches) + 1, count)
             with (
-                self.scope.pass_context(reduce=last and self.scope.reduces_ascent),
+                self.scope.first_pass_context(last, ends_part),
                 self.state.watched(),
                 self.guard.first_pass(),
             ):
@@ -188,6 +186,8 @@ class Engine:
                 raise TypeError(f"the closure returned {type(loss).__name__}: it must return the loss, a tensor")
             self.micro_batches.append(MicroBatch(closure, moment))
             self.losses.append(loss := loss.detach())
+            if ends_part:
+                self.fraction.note(len(self.micro_batches))
             if alone:
                 if self.weights.have_gradient():
                     self._run_method(loss)
@@ -287,10 +287,13 @@ class Engine:
             loss,
             habits=self.habits,
             repetition=self.guard.repetition,
+            part=self.fraction.part(self.micro_batches, self.losses),
+            targets=self.targets.ids,
             course=self.course,
             noise=self.noise,
             loss_scale=self.loss_scale,
-            checks_overflow=self.checks_overflow,
+            # An accelerator waits for the answer, so it is asked in fp16 only.
+            checks_overflow=self.loss_scale is not None or self.on_cpu,
         )
         with self.phase.rho_of_step(self.optimizer):
             passes.run()

@@ -25,6 +25,11 @@ class Facts:
         weights: where weights and gradients are.
         course: what the step is part of.
         loss_scale: returns the factor by which the closures scale their loss, or None.
+        targets: ids of the parameters that are perturbed; None for all.
+
+    Attributes:
+        params: the parameters that have had a gradient in this step, those that are perturbed first.
+        moved: these.
     """
 
     def __init__(
@@ -32,13 +37,16 @@ class Facts:
         weights: Weights,
         course: Course,
         loss_scale: Callable[[], Tensor] | None,
+        targets: set[int] | None = None,
     ) -> None:
         self.weights = weights
         self.course = course
         self.scale_of_loss = loss_scale
         self.trainable = weights.parameters()
         self.memory = Memory(vectors.local(self.trainable))
+        self.targets = targets
         self.params: list[nn.Parameter] = []
+        self.moved: list[nn.Parameter] = []
         self.owners: Sequence[Any] = []  # of the memory in use
         self.large = False
         self.live: Vector = []
@@ -46,8 +54,21 @@ class Facts:
     def pad(self, vector: Vector) -> Vector:
         return vector + [torch.zeros_like(t) for t in vectors.local(self.params[len(vector) :])]
 
+    def perturbed(self, vector: Vector) -> Vector:
+        return vector[: len(self.moved)]
+
+    def folded(self, vector: Vector) -> Vector:
+        """What a vector has for the memory of the weights that are perturbed."""
+        return self.memory.folded(self.perturbed(vector))
+
     def norm(self, vector: Vector) -> Tensor:
-        return self._norm(self.memory.folded(vector))
+        return self._norm(self.folded(vector))
+
+    def norm_of_all(self, vector: Vector) -> Tensor:
+        """The norm over all parameters, perturbed or not."""
+        if len(self.moved) == len(self.params):
+            return self.norm(vector)
+        return vectors.norm(vector, self.weights.owners(self.params[: len(vector)]))
 
     def _norm(self, folded: Vector) -> Tensor:
         owners = self.owners[: len(folded)]
@@ -55,12 +76,12 @@ class Facts:
         return torch.where(norm.isfinite(), norm, vectors.norm_of_large(folded, owners)) if self.large else norm
 
     def dot(self, a: Vector, b: Vector) -> Tensor:
-        a, b = self.memory.folded(a), self.memory.folded(b)
+        a, b = self.folded(a), self.folded(b)
         both = min(len(a), len(b))  # what is missing at the end of one is zero
         return vectors.dot(a[:both], b[:both], self.owners[:both])
 
     def random_direction(self) -> Vector:
-        return self.course.directions.draw(self.number, self.params, self.memory)
+        return self.course.directions.draw(self.number, self.moved, self.memory) if self.moved else []
 
     def optimizer_state(self, key: str) -> Vector | None:
         return optimizer_state(self.weights.optimizer, self.params, key)

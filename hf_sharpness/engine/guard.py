@@ -148,12 +148,12 @@ class Repetition:
         """
         groups = passes.weights.rank_groups()
         gradient = passes.take_gradient()
-        size = passes.norm(gradient)
+        size = passes.norm_of_all(gradient)
         (infinite,) = _largest([(~size.isfinite()).float()], groups)
         if infinite:
             passes.put_gradient(gradient)
             return
-        adds = passes.method.accumulates and not passes.sets_gradients_aside
+        adds = (passes.method.accumulates or passes.part is not None) and not passes.sets_gradients_aside
         self._compare(passes, gradient, size, adds)
         if adds and self.in_doubt:
             self._compare(passes, gradient, size, False)
@@ -191,7 +191,7 @@ class Repetition:
         for _ in range(1 + adds):
             vectors.add_(again, gradient, -1.0)
         first_loss = passes.metrics["loss"]
-        numbers = [passes.norm(again), size, (loss - first_loss).abs(), first_loss.abs()]
+        numbers = [passes.norm_of_all(again), size, (loss - first_loss).abs(), first_loss.abs()]
         self.deviation, self.size, self.loss_deviation, self.loss_size = _largest(numbers, passes.weights.rank_groups())
         is_half = self.is_half or self.first.is_half
         self.floor = HALF if is_half else max((FLOOR.get(t.dtype, HALF) for t in gradient), default=HALF)
@@ -215,7 +215,9 @@ class Repetition:
         for other in (waiting, self.gradient):
             vectors.add_(change[: len(other)], other, -1.0)
         loss_change = (passes.metrics["perturbed_loss"] - passes.metrics["loss"]).abs()
-        self.spread, self.loss_spread = _largest([passes.norm(change), loss_change], passes.weights.rank_groups())
+        self.spread, self.loss_spread = _largest(
+            [passes.norm_of_all(change), loss_change], passes.weights.rank_groups()
+        )
         self.gradient = None
 
     def judge(self) -> None:

@@ -14,7 +14,11 @@ Closure = Callable[[], Tensor]
 
 
 class MicroBatch(NamedTuple):
-    """A micro-batch whose first pass has been made: its closure, and the state from which that pass began."""
+    """A micro-batch whose first pass has been made: its closure, and the state from which that pass began.
+
+    ``size`` is less than 1 where the closure is one for a part of the micro-batch.
+    """
 
     closure: Closure
     before: Moment
+    size: float = 1.0

@@ -44,10 +44,24 @@ def gradients_unreduced(model: nn.Module) -> Iterator[None]:
             module.set_requires_gradient_sync(True, recurse=False)
 
 
+@contextlib.contextmanager
+def shards_reduced(model: nn.Module) -> Iterator[None]:
+    """Inside, FSDP2 reduces the gradients of a backward pass, whatever holds around it."""
+    groups = [group for module in sharded_modules(model) for group in _parameter_groups(module)]
+    before = [(group, group.reduce_grads, group.all_reduce_grads) for group in groups]
+    for group in groups:
+        group.reduce_grads = group.all_reduce_grads = True
+    try:
+        yield
+    finally:
+        for group, reduces, all_reduces in before:
+            group.reduce_grads, group.all_reduce_grads = reduces, all_reduces
+
+
 def unreduced_gradients(model: nn.Module) -> Iterator[Tensor]:
     """The gradients that FSDP2 has accumulated without reducing them over ranks: those are not in ``p.grad``."""
     for module in sharded_modules(model):
-        for group in module._get_fsdp_state()._fsdp_param_groups:  # private in torch: nothing public tells
+        for group in _parameter_groups(module):
             for parameter in group.fsdp_params:
                 unsharded = getattr(parameter, "_unsharded_param", None)
                 waiting = (parameter.unsharded_accumulated_grad, None if unsharded is None else unsharded.grad)
@@ -62,6 +76,11 @@ def drop_unreduced_gradients(model: nn.Module) -> None:
                 parameter.unsharded_accumulated_grad = None
                 if hasattr(parameter, "_unsharded_param"):
                     parameter._unsharded_param.grad = None
+
+
+def _parameter_groups(module: FSDPModule) -> list[Any]:
+    """FSDP2's groups of the parameters that it gathers together. Private in torch: nothing public tells."""
+    return module._get_fsdp_state()._fsdp_param_groups
 
 
 def rank_groups(model: nn.Module, parameters: Iterable[nn.Parameter]) -> list[Any]:

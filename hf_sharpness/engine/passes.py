@@ -15,6 +15,7 @@ from . import rounding
 from .climbs import NonFiniteAscent
 from .course import Course
 from .earlier import EarlierGradients
+from .fraction import Part
 from .guard import Repetition
 from .habits import Habits
 from .micro_batch import MicroBatch
@@ -39,6 +40,8 @@ class Passes(Probes):
         loss: the loss of the first pass.
         habits: what the closures were seen to do.
         repetition: the comparison of a further pass with the first, in a step that makes one.
+        part: the part of the batch that replays go over; None for all of it.
+        targets: ids of the parameters that are perturbed; None for all.
         course: what the steps are part of.
         noise: makes the random bits for a use within these passes, given its number.
         loss_scale: returns the factor by which the closures scale their loss, or None.
@@ -57,14 +60,17 @@ class Passes(Probes):
         *,
         habits: Habits,
         repetition: Repetition | None = None,
+        part: Part | None = None,
+        targets: set[int] | None = None,
         course: Course,
         noise: Callable[[int], rounding.Noise],
         loss_scale: Callable[[], Tensor] | None,
         checks_overflow: bool,
     ) -> None:
-        super().__init__(weights, scope, course, noise, loss_scale, checks_overflow, loss, habits)
+        super().__init__(weights, scope, course, noise, loss_scale, checks_overflow, loss, habits, targets)
         self.method = method
         self.repetition = repetition
+        self.part = part
         self.micro_batches = micro_batches
         self.state = state
         self.after = state.after_first_passes()
@@ -88,6 +94,8 @@ class Passes(Probes):
             try:
                 if self.repetition is not None:
                     self.repetition.make(self)
+                if self.part is not None:
+                    self.part.begin(self)
                 self.counted = Replays(self.method, self, self.weights.rank_groups, self.device)
                 self.method.run(self)
                 self.counted.check_all_made()
@@ -172,10 +180,15 @@ class Passes(Probes):
                     "do not support: use nn.Embedding(..., sparse=False)"
                 )
         places = {id(p): index for index, p in enumerate(self.trainable)}
-        live = self.memory.use([places[id(p)] for p in new])
+        moved = new
+        if self.targets is not None:
+            # Those that are perturbed come first; one that gets its first gradient later in the step is not.
+            moved = [p for p in new if id(p) in self.targets] if not self.params else []
+            new = moved + [p for p in new if id(p) not in {id(m) for m in moved}]
+        live = self.memory.use([places[id(p)] for p in moved])
         saved = vectors.clone(live) if self.saved else []
-        self.params = self.params + new
-        self.firsts = [self.params[member] for member in self.memory.members]
+        self.params, self.moved = self.params + new, self.moved + moved
+        self.firsts = [self.moved[member] for member in self.memory.members]
         self.owners = self.weights.owners(self.firsts)
         self.coarse = self.weights.seen_in_bfloat16(self.firsts)
         self.live, self.saved = self.live + live, self.saved + saved
@@ -198,6 +211,26 @@ class Passes(Probes):
 
     def replay(self, accumulate: bool = False) -> None:
         final = self.counted.one_more()
+        repetition = self.repetition
+        doubted = repetition is not None and repetition.gradient is not None
+        there = vectors.clone(self.gradient()) if doubted and accumulate else []
+        reduce = self.scope.reduces_ascent or (final and self.scope.reduces_last_replay)
+        if self.part is None:
+            loss = self.replay_over(self.micro_batches, accumulate, reduce)
+        else:
+            loss = self.part.replay(self, accumulate, reduce)
+        self.metrics["perturbed_loss"] = loss
+        if repetition is not None and doubted:
+            repetition.replayed(self, there)
+
+    def replay_over(self, micro_batches: list[MicroBatch], accumulate: bool, reduce: bool) -> Tensor:
+        """Forward and backward of micro-batches at the current weights; returns the sum of their losses.
+
+        Args:
+            micro_batches: the step's, or a part of them.
+            accumulate: add to p.grad.
+            reduce: reduce the gradients over ranks with the last one's.
+        """
         aside = accumulate and self.sets_gradients_aside
         waiting = EarlierGradients(self.trainable if aside else ())
         if aside and self.scope.reduces_last_replay:
@@ -209,21 +242,16 @@ class Passes(Probes):
         added_to = vectors.gradients(self.params) if accumulate and not aside else []
         if added_to:
             self.turn_gradient()
-        repetition = self.repetition
-        doubted = repetition is not None and repetition.gradient is not None
-        there = vectors.clone(self.gradient()) if doubted and accumulate and not aside else []
         self.weights.before_replay()
         self.scope.before_replay()
-        reduce = self.scope.reduces_ascent or (final and self.scope.reduces_last_replay)
-        self.metrics["perturbed_loss"] = self._pass(reduce)
+        loss = self._pass(reduce, micro_batches)
         self.weights.after_pass()
         if added_to and not self.scope.gradients_are_views:
             self._check_accumulated(added_to)
         self._activate()
         self.turn_gradient()
-        if repetition is not None and doubted:
-            repetition.replayed(self, there)
         waiting.add_back()
+        return loss
 
     def _check_accumulated(self, added_to: Vector) -> None:
         for parameter, earlier in zip(self.params, added_to, strict=False):
@@ -235,13 +263,14 @@ class Passes(Probes):
                     "Trainer does)"
                 )
 
-    def _pass(self, reduce: bool) -> Tensor:
-        """One more pass over all micro-batches, each from the state that its first pass began with."""
-        self.course.progress.pass_made(len(self.micro_batches))
+    def _pass(self, reduce: bool, micro_batches: list[MicroBatch] | None = None) -> Tensor:
+        """One more pass over micro-batches (all if not given), each from the state that its first pass began with."""
+        micro_batches = self.micro_batches if micro_batches is None else micro_batches
+        self.course.progress.pass_made(sum(micro_batch.size for micro_batch in micro_batches))
         losses = []
-        for index, (closure, before) in enumerate(self.micro_batches):
+        for index, (closure, before, _) in enumerate(micro_batches):
             before.restore()
-            last = index == len(self.micro_batches) - 1
+            last = index == len(micro_batches) - 1
             with self.scope.pass_context(reduce and last), self.state.watched():
                 losses.append(closure().detach())
         self._follow()

@@ -34,6 +34,7 @@ class Probes(Climbs):
         checks_overflow: whether every ascent looks first if its gradient is finite.
         loss: the loss of the first pass.
         habits: what the closures were seen to do.
+        targets: ids of the parameters that are perturbed; None for all.
     """
 
     def __init__(
@@ -46,16 +47,17 @@ class Probes(Climbs):
         checks_overflow: bool,
         loss: Tensor,
         habits: Habits,
+        targets: set[int] | None = None,
     ) -> None:
-        super().__init__(weights, scope, course, noise, loss_scale, checks_overflow, loss)
+        super().__init__(weights, scope, course, noise, loss_scale, checks_overflow, loss, targets)
         self.habits = habits
         self.micro_batches: list[MicroBatch] = []
         self.bystanders: list[tuple[Any, Tensor | None]] = []
         self.skip_backward: SkipBackward | None = None
         self.maximizes = maximizes(weights.optimizer)
 
-    def _pass(self, reduce: bool) -> Tensor:
-        """One more pass over all micro-batches."""
+    def _pass(self, reduce: bool, micro_batches: list[MicroBatch] | None = None) -> Tensor:
+        """One more pass over micro-batches, all of them if none are given."""
         raise NotImplementedError
 
     def probe(self, terms: list[tuple[float, Vector]]) -> Tensor:
@@ -63,7 +65,7 @@ class Probes(Climbs):
         vectors.copy_(self.live, self.saved)
         noise = self.noise(0)  # the same for all probes, which are compared
         for factor, vector in terms:
-            rounding.move_(self.live, self.live, self.memory.folded(vector), self.coarse, noise, factor)
+            rounding.move_(self.live, self.live, self.folded(vector), self.coarse, noise, factor)
         self._weights_changed()
         gradients = EarlierGradients(self.trainable)  # which a closure may read or set to zero
         loss = None if self.habits.need_derivatives else self._forward_only()

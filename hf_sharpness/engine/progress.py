@@ -29,10 +29,10 @@ class Progress:
             )
         self.total_steps = total_steps
         self.steps_made = 0
-        self.repeated = 0
-        self.probed = 0
+        self.repeated = 0.0
+        self.probed = 0.0
 
-    def pass_made(self, micro_batches: int) -> None:
+    def pass_made(self, micro_batches: float) -> None:
         """Count a further pass over so many micro-batches."""
         if torch.is_grad_enabled():
             self.repeated += micro_batches

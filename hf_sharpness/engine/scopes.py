@@ -13,12 +13,12 @@ from .. import vectors
 from ..methods import Method
 from .buckets import average_over_ranks_
 from .comm_hooks import HookMemory, hook_states
-from .parallel import data_parallel_module
+from .parallel import data_parallel_module, gradients_unreduced, sharded_modules, shards_reduced
 
 IN_JOIN = (
     "within torch.distributed.algorithms.Join, whose ranks that have run out of data answer DDP's own communication "
-    "and no other, sharpness-aware steps are SAM's and WSAM's in scope='global', without gradients of earlier backward "
-    "passes: use those, or give all ranks equally many batches (drop_last=True, a DistributedSampler)"
+    "and no other, sharpness-aware steps are SAM's and WSAM's in scope='global' with fraction=1, without gradients of "
+    "earlier backward passes: use those, or give all ranks equally many batches (drop_last=True, a DistributedSampler)"
 )
 
 
@@ -28,22 +28,29 @@ class Scope:
     Args:
         name: a key of ``methods.SCOPES``.
         model: the model that the closures call.
-        no_sync: makes a context in which a backward pass does not reduce gradients.
+        no_sync: makes a context in which a backward pass does not reduce gradients. None: DDP's and FSDP2's own.
         method: the method.
+        in_parts: replays go over a part of the batch.
 
     Attributes:
         has_to_average: in scope ``device``, the last replay's backward is not to reduce the gradient.
     """
 
     def __init__(
-        self, name: str, model: nn.Module, no_sync: Callable[[], AbstractContextManager[None]], method: Method
+        self,
+        name: str,
+        model: nn.Module,
+        no_sync: Callable[[], AbstractContextManager[None]] | None,
+        method: Method,
+        in_parts: bool = False,
     ) -> None:
         self.name = name
-        self.no_sync = no_sync
+        self.no_sync = no_sync or (lambda: gradients_unreduced(model))
         self.adds_after_step = method.adds_after_step
         self.decides_replays = method.decides_replays
-        # A method that probes compares losses over ranks.
-        self.has_collectives = method.decides_replays or type(method).probes is not Method.probes
+        # A method that probes compares losses over ranks; a part's gradient may have to be averaged by itself.
+        self.has_collectives = in_parts or method.decides_replays or type(method).probes is not Method.probes
+        self.model = model
         self.data_parallel = data_parallel_module(model)
         self.has_to_average = False
         self.hook_memory: HookMemory | None = None
@@ -108,6 +115,18 @@ class Scope:
     def pass_context(self, reduce: bool) -> AbstractContextManager[None]:
         """The context for one micro-batch's forward and backward: gradients are reduced over ranks, or not."""
         return contextlib.nullcontext() if reduce else self.no_sync()
+
+    def first_pass_context(self, last: bool, ends_part: bool) -> AbstractContextManager[None]:
+        """The context for a micro-batch's first pass.
+
+        Args:
+            last: it is the step's last micro-batch.
+            ends_part: its gradient is then to be in ``p.grad``. DDP's stays each rank's own; FSDP2 has its shard of it
+                only once it is reduced.
+        """
+        if ends_part and sharded_modules(self.model):
+            return shards_reduced(self.model)
+        return self.pass_context(last and self.reduces_ascent)
 
     def averaged(self, earlier: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
         """What an earlier backward left, averaged over the ranks of the DDP model, as DDP does with a gradient.

@@ -113,7 +113,7 @@ class Term:
         self.large |= passes.large
         _add(self.vector, dict(zip(passes.params, passes.pad(vector), strict=True)))
         # The saved weights have served: their memory is used again.
-        self.scratch = {} if passes.memory.flat else dict(zip(passes.params, passes.saved, strict=True))
+        self.scratch = {} if passes.memory.flat else dict(zip(passes.moved, passes.saved, strict=True))
 
     def finish(self) -> None:
         """The gradient for the base optimizer is in p.grad: have the term added once it has stepped."""

@@ -29,6 +29,14 @@ ONCE_FOR_EACH = (
     "weights by the gradient of its own closures alone, as scope='micro_batch' does. To perturb by the gradient of the "
     "whole batch give all of its micro-batches to one call: method.backward([closure, ...])"
 )
+ONE_CLOSURE = (
+    "fraction={fraction} takes the first of a step's closures, and there is one: split the batch into micro-batches "
+    "and give a list of closures, one for each, or give part=..., a closure for the first examples, or use fraction=1"
+)
+PART = (
+    "part=... goes with one closure and a fraction of less than 1, and there are fraction={fraction} and {number} "
+    "closures: leave it out"
+)
 UNSCALED = (
     "each of the {number} closures runs backward from a mean loss, and their gradients add up, to {number} times that "
     "of the batch's mean loss: have each closure divide its loss, by {number} where the micro-batches are equally large"
@@ -72,12 +80,16 @@ class Usage:
     def _stepped(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self.unstepped = self.stepping = False
 
-    def begins(self, closure: Any) -> list[Closure]:
+    def begins(self, closure: Any, part: Any = None) -> list[Closure]:
         """The closures of a call.
+
+        Args:
+            closure: one, or a list.
+            part: one for some of the examples.
 
         Raises:
             TypeError: it got something else.
-            ValueError: it got none.
+            ValueError: it got none, or one alone where further passes go over a part of them.
             RuntimeError: the optimizer is stepping.
         """
         method = self.engine.method
@@ -93,6 +105,13 @@ class Usage:
                 raise TypeError(f"closure=[..., {_named(element)}, ...] is not valid: each {A_CLOSURE}")
         if not closures:
             raise ValueError("closure=[] is not valid: give at least one function that does forward and backward")
+        fraction = self.engine.fraction.fraction
+        if len(closures) == 1 and fraction < 1 and part is None and not self.engine.method.is_plain:
+            raise ValueError(ONE_CLOSURE.format(fraction=fraction))
+        if part is not None and not callable(part):
+            raise TypeError(f"part={_named(part)} is not valid: it {A_CLOSURE}")
+        if part is not None and (fraction == 1 or len(closures) > 1):
+            raise ValueError(PART.format(fraction=fraction, number=len(closures)))
         if self.unstepped and not self.warned and self.engine.scope.name != "micro_batch" and self._has_gradient():
             self.warned = True
             warnings.warn(ONCE_FOR_EACH, stacklevel=4)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..vectors import Vector, is_sharded, placement
+from ..vectors import Vector, gradients, is_sharded, placement
 from .parallel import drop_unreduced_gradients, rank_groups, sharded_modules, unreduced_gradients
 
 
@@ -138,3 +138,12 @@ class Weights:
 
     def finish(self) -> None:
         """The gradient for the base optimizer is in ``.grad``, the weights are as before the step."""
+
+
+def placed_gradients(params: Sequence[Any]) -> Vector:
+    """p.grad of parameters that all have one, as local tensors, each in the place that its parameter has."""
+    for parameter in params:
+        if is_sharded(parameter) and parameter.grad.placements != parameter.placements:
+            # Tensor parallel: an embedding's gradient comes as partial sums.
+            parameter.grad = parameter.grad.redistribute(placements=parameter.placements)
+    return gradients(params)

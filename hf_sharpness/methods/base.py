@@ -28,6 +28,9 @@ class Method:
     """Whose gradient may make the perturbation (``options.SCOPES``)."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """What the method measures of its own in every step: ``step.metrics`` with these keys is logged."""
+    allows_fraction: ClassVar[bool] = False
+    """Whether a replay's gradient may be an estimate from a part of the batch (``Options.fraction``), which is right
+    where the update is linear in it. A class with a ``name`` of its own has to say so itself."""
     keeps: ClassVar[tuple[str, ...]] = ()
     """Names of the vectors that it keeps from step to step (``Step.keep``), checkpoints included."""
     step_ratio: ClassVar[str] = ""
@@ -46,7 +49,7 @@ class Method:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "name" in vars(cls):
-            for attribute in {"paper", "bibtex", "variants"} - vars(cls).keys():
+            for attribute in {"paper", "bibtex", "variants", "allows_fraction"} - vars(cls).keys():
                 setattr(cls, attribute, getattr(Method, attribute))
 
     def __post_init__(self) -> None:

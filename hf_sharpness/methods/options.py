@@ -92,6 +92,22 @@ class Options:
         choices=tuple(RHO_SCHEDULES),
     )
 
+    fraction: float = hyperparameter(
+        1.0,
+        help="The part f of each batch that the further pass of sam and wsam goes over: its first micro-batches, for "
+        "1 + f passes a step, or without gradient accumulation its first examples, for 1 + 2f.",
+        require="must be a number with 0 < fraction <= 1",
+        valid=lambda v: is_number(v) and 0 < v <= 1,
+    )
+
+    target_modules: str | None = hyperparameter(
+        None,
+        help="Perturb the parameters of these modules alone: names or globs between commas, or the words `norm` "
+        "(normalisation layers) and `head` (what makes the logits). All others take the gradient found there too.",
+        require="must be names or globs of modules, or the words norm and head, between commas (or unset for all)",
+        valid=lambda v: v is None or all(name.strip() for name in v.split(",")),
+    )
+
     def __post_init__(self) -> None:
         check_hyperparameters(self)
 

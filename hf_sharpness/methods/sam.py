@@ -47,6 +47,7 @@ class SAM(Method):
   eprint        = {2010.01412},
   archivePrefix = {arXiv}
 }"""
+    allows_fraction: ClassVar[bool] = True
     scopes: ClassVar[tuple[str, ...]] = tuple(SCOPES)
 
     rho: float = hyperparameter(

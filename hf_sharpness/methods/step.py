@@ -58,6 +58,12 @@ class Step(Protocol):
             The displacement: ``direction``'s own tensors, overwritten.
         """
 
+    def perturbed(self, vector: Vector) -> Vector:
+        """The entries of a vector for the parameters that are perturbed: all, unless ``target_modules`` names some.
+
+        They are the first ones. A displacement has no others; ``norm``, ``dot`` and ``angle`` look at no others.
+        """
+
     # Passes over the batch.
 
     @property

@@ -50,6 +50,7 @@ class WSAM(SAM):
   eprint        = {2305.15817},
   archivePrefix = {arXiv}
 }"""
+    allows_fraction: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("wsam_step_ratio",)
     step_ratio: ClassVar[str] = "wsam_step_ratio"
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {

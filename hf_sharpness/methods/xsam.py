@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -11,20 +10,11 @@ import torch
 from torch import Tensor
 
 from ..vectors import Vector, add_, add_spending_, reciprocal, scale_, slerp_weights
+from .alpha_search import SEARCHES, chosen
 from .hyperparameters import hyperparameter, is_count, is_number
 from .registry import register
 from .sam import SAM
 from .step import Step
-
-
-def rounding_of(loss: float, dtype: torch.dtype) -> float:
-    """By how much two equal losses of one batch may differ.
-
-    In 16 bits it is the spacing of the numbers; in 32 and 64 bits, in which many examples' losses are added up in one
-    order or another, 16 times that.
-    """
-    epsilon = torch.finfo(dtype).eps
-    return abs(loss) * epsilon * (16 if epsilon < 1e-6 else 1)
 
 
 @register
@@ -77,10 +67,18 @@ class XSAM(SAM):
     )
     alpha_points: int = hyperparameter(
         21,
-        help="Number of points of that grid: each costs one forward pass at every refresh.",
+        help="Number of points of that grid.",
         require="must be a whole number >= 2",
         valid=lambda v: is_count(v) and v >= 2,
         most=10_000,
+    )
+    search: str = hyperparameter(
+        "coarse",
+        help="How the grid is searched: `coarse` probes at most 8 of its points, closing in on the highest loss; "
+        "`grid` probes all of them, as the authors do.",
+        require="must be one of coarse, grid",
+        valid=lambda v: v in SEARCHES,
+        choices=tuple(SEARCHES),
     )
     refresh: int | str = hyperparameter(
         "epoch",
@@ -128,15 +126,16 @@ class XSAM(SAM):
         step.replay()
         for _ in range(self.steps - 1):
             displacement = step.climb(self.rho / self.steps, self.adaptive)
-            add_(displacement, step.pad(v0))
+            add_(displacement, step.perturbed(step.pad(v0)))
             v0 = displacement
             step.replay()
-        g, v0 = step.gradient(), step.pad(v0)
+        # Parameters that are not perturbed have no part in the plane, and keep the gradient that was found.
+        g, v0 = step.perturbed(step.gradient()), step.perturbed(step.pad(v0))
         v0_norm, g_norm = step.norm(v0), step.norm(g)
         psi = step.angle(v0, g, v0_norm, g_norm)
 
         if self.search_due:
-            self.found_alpha = self.search(step, v0, g, v0_norm, g_norm, psi)
+            self.found_alpha = self.find_alpha(step, v0, g, v0_norm, g_norm, psi)
         self.steps_taken += 1
         self.epoch_begins = False
         alpha = 1.0 if self.alpha_in_use is None else self.alpha_in_use
@@ -146,26 +145,31 @@ class XSAM(SAM):
         add_spending_(g, v0, g_norm * c0 * reciprocal(v0_norm))
         step.metrics.update(xsam_alpha=alpha, xsam_psi=psi)
 
-    def search(self, step: Step, v0: Vector, g: Vector, v0_norm: Tensor, g_norm: Tensor, psi: Tensor) -> float | None:
+    def find_alpha(
+        self, step: Step, v0: Vector, g: Vector, v0_norm: Tensor, g_norm: Tensor, psi: Tensor
+    ) -> float | None:
         """alpha* on the grid: the smallest alpha of highest finite loss. If none is finite, what was found before.
 
         Losses within rounding of the highest are as high.
         """
         radius = float(2 * self.rho if self.rho_max is None else self.rho_max)  # a tensor where the learning rate is
-        grid = [self.alpha_max * i / (self.alpha_points - 1) for i in range(self.alpha_points)]
+        alphas = [self.alpha_max * i / (self.alpha_points - 1) for i in range(self.alpha_points)]
         # The factors are read on the host: the search synchronises anyway, to compare its losses.
         unit0, unit1 = float(reciprocal(v0_norm)), float(reciprocal(g_norm))
-        losses = []
-        for alpha in grid:
-            c0, c1 = (float(c) for c in slerp_weights(psi, alpha))
-            losses.append(step.probe([(radius * c0 * unit0, v0), (radius * c1 * unit1, g)]))
-        values = step.mean_over_ranks(torch.stack(losses))
-        finite = [(alpha, loss) for alpha, loss in zip(grid, values.tolist(), strict=True) if math.isfinite(loss)]
-        if not finite:
-            return self.found_alpha
-        highest = max(loss for _, loss in finite)
-        tied = highest - rounding_of(highest, values.dtype)
-        return next(alpha for alpha, loss in finite if loss >= tied)
+        dtype = psi.dtype
+
+        def losses_at(indices: list[int]) -> list[float]:
+            nonlocal dtype
+            losses = []
+            for index in indices:
+                c0, c1 = (float(c) for c in slerp_weights(psi, alphas[index]))
+                losses.append(step.probe([(radius * c0 * unit0, v0), (radius * c1 * unit1, g)]))
+            values = step.mean_over_ranks(torch.stack(losses))
+            dtype = values.dtype
+            return values.tolist()
+
+        found = chosen(SEARCHES[self.search](self.alpha_points, losses_at), dtype)
+        return self.found_alpha if found is None else alphas[found]
 
     def state_dict(self) -> dict[str, Any]:
         return {"alpha": self.found_alpha, "steps_taken": self.steps_taken}

@@ -22,3 +22,8 @@ class AccelerateState:
         self.accelerator.step = self.step
         # Private in Accelerate, and what Trainer itself calls before every micro-batch.
         self.accelerator.gradient_state._set_sync_gradients(self.sync_gradients)
+
+
+def micro_batches_of_a_step(trainer: Any) -> int:
+    """How many the step under way has: fewer at the end of an epoch, as the Trainer's own loop notes."""
+    return getattr(trainer, "current_gradient_accumulation_steps", None) or trainer.args.gradient_accumulation_steps

@@ -39,6 +39,11 @@ class Call:
         self.kept: Any = None
 
     @property
+    def name(self) -> str:
+        """The ``training_step``'s, with the class that defines it."""
+        return getattr(self.step, "__qualname__", "training_step")
+
+    @property
     def inputs(self) -> Any:
         """The micro-batch."""
         return self.kwargs["inputs"] if "inputs" in self.kwargs else self.args[1]

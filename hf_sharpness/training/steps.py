@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from ..engine import Engine
+from ..engine.fraction import PartClosure
 from ..engine.parallel import any_rank
-from .accumulation import AccelerateState
+from .accumulation import AccelerateState, micro_batches_of_a_step
 from .before import BeforeStep
 from .gradient_watch import GradientWatch
 from .outermost import Call, Step, within_a_callback
+from .parts import Examples, InnerStep, check_whole, examples, once_more
 from .replay import FirstPass, copied
 from .stepping import GENERATES, OPTIMIZER_STEPS, OptimizerGuard, generation_refused
 
@@ -194,6 +196,7 @@ class Steps:
             call: the call.
             inputs: for the first pass. Default None: the loop's own.
         """
+        check_whole(self.trainer, self.engine.fraction.fraction, call.name)
         if call.kept is None:
             call.kept = copied(call.inputs)
         if inputs is None:
@@ -223,11 +226,11 @@ class Steps:
 
     # The inner call.
 
-    def inner(self, plain: Callable[[Any], Tensor], inputs: Any) -> Tensor:
+    def inner(self, plain: InnerStep, inputs: Any) -> Tensor:
         """This package's ``training_step``, called by the loop or by a subclass's own.
 
         Args:
-            plain: the ``training_step`` below, given the inputs.
+            plain: the ``training_step`` below.
             inputs: the micro-batch.
 
         Returns:
@@ -254,14 +257,17 @@ class Steps:
         self.gradients.note()
         return loss
 
-    def _repeated(self, call: Call, plain: Callable[[Any], Tensor], inputs: Any) -> Tensor:
+    def _repeated(self, call: Call, plain: InnerStep, inputs: Any) -> Tensor:
         first_pass = FirstPass(self.trainer, inputs, self.stock._prepare_inputs, self.engine.state)
-        loss = self._record(first_pass, plain, call, first_pass.inputs_of_a_pass())
+        some = examples(self.trainer, self.engine.fraction.fraction, first_pass, plain)
+        loss = self._record(first_pass, plain, call, first_pass.inputs_of_a_pass(), some)
         if call.last:
             self._finish()
         return loss
 
-    def _record(self, first_pass: FirstPass, run: Callable[[Any], Tensor], call: Call, inputs: Any) -> Tensor:
+    def _record(
+        self, first_pass: FirstPass, run: Callable[[Any], Tensor], call: Call, inputs: Any, some: Examples | None = None
+    ) -> Tensor:
         passes = 0
 
         def closure() -> Tensor:
@@ -270,17 +276,12 @@ class Steps:
             if passes == 1:  # the Trainer counts it
                 with first_pass.recorded(), self.guard.watched():
                     return run(inputs)
-            trainer, forward_only = self.trainer, not torch.is_grad_enabled()
-            trainer.current_flos += float(trainer.floating_point_ops(first_pass.inputs)) / (3 if forward_only else 1)
-            before = self.call, self.replaying
-            self.call, self.replaying = call, True
-            try:
-                with first_pass.repeated(), self.guard.watched():
-                    return run(first_pass.inputs_of_a_pass())
-            finally:
-                self.call, self.replaying = before
+            return once_more(self, call, first_pass, first_pass.inputs, lambda: run(first_pass.inputs_of_a_pass()))
 
-        return self.engine.record(closure, call.last)
+        part = None
+        if some is not None:
+            part = PartClosure(lambda: once_more(self, call, first_pass, some.inputs, some.run), some.size)
+        return self.engine.record(closure, call.last, micro_batches_of_a_step(self.trainer), part)
 
     # What cannot be repeated.
 
@@ -294,7 +295,7 @@ class Steps:
         assert self.call is not None
         where = f"{type(self.trainer).__name__}'s loss (compute_loss, or the model's forward)"
         if not self._is_inner(self.call.step):
-            where = getattr(self.call.step, "__qualname__", where)  # with the class that defines it
+            where = self.call.name
         error = ValueError(f"optim={self.trainer.args.optim!r} does not fit: {why.format(where=where, **names)}")
         self.call.refusal = error
         raise error

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainerState
 
 from ..engine import Engine
+from ..engine.fraction import cost_of_a_part
 from ..engine.phase import Phase
 from .averages import Averages
 from .notices import say
@@ -34,7 +35,13 @@ class Summary:
         method, options = self.engine.method, self.engine.phase.options
         scoped = "" if options.scope == "global" else f", scope {options.scope}"
         scheduled = "" if options.rho_schedule == "constant" else f", rho schedule {options.rho_schedule}"
-        return f"{method.name.upper()}: {method.described}{scheduled}{scoped}, on {self.base}; {_cost(self.engine)}"
+        in_part = "" if options.fraction == 1 else f", fraction {options.fraction:g}"
+        perturbed, of = self.engine.targets.share
+        targets = "" if options.target_modules is None else f", perturbing {options.target_modules}"
+        targets += f" ({perturbed:,} of {of:,} weights)" if targets else ""
+        chosen = f"{method.described}{scheduled}{scoped}{in_part}{targets}"
+        cost = _cost(self.engine, self.trainer.args.gradient_accumulation_steps)
+        return f"{method.name.upper()}: {chosen}, on {self.base}; {cost}"
 
     def micro_batch(self) -> None:
         """The loop has gone through another micro-batch."""
@@ -55,9 +62,9 @@ class Summary:
         if not self.steps or not state.is_world_process_zero:
             return
         progress, phase = self.engine.course.progress, self.engine.phase
-        passes = f"{self.micro_batches + progress.repeated} forward and backward passes"
+        passes = f"{self.micro_batches + progress.repeated:.10g} forward and backward passes"
         if progress.probed:
-            passes += f" and {progress.probed} forward passes"
+            passes += f" and {progress.probed:.10g} forward passes"
         say(
             f"{self.engine.method.name.upper()}: {self.sharp} of {self.steps} optimizer steps were sharpness-aware"
             + ("" if self.sharp or phase.is_whole else f" ({_which(phase)} would have been)")
@@ -67,11 +74,13 @@ class Summary:
         )
 
 
-def _cost(engine: Engine) -> str:
+def _cost(engine: Engine, micro_batches: int) -> str:
+    """What a step of so many micro-batches costs."""
     method, phase = engine.method, engine.phase
     if method.is_plain:
         return "1 pass a step: the base optimizer's own"
-    passes = f"{1 + method.replays} passes" if not method.decides_replays else "1 pass"
+    replay = cost_of_a_part(phase.options.fraction, micro_batches)
+    passes = f"{1 + method.replays * replay:.4g} passes" if not method.decides_replays else "1 pass"
     more = ", and further ones as each step decides" if method.decides_replays else ""
     if phase.is_whole:
         return f"{passes} a step{more}"

@@ -24,6 +24,13 @@ def test_arms_of_a_command_line():
     assert settings_of(arms[0]) == [{"sam_rho": 0.1}, {"sam_rho": 0.2}]
 
 
+def test_a_part_of_the_batch_goes_with_the_methods_that_allow_it():
+    sam, xsam = sharpness_arms("sam,xsam", {}, {"sam_fraction": 0.25, "sam_target_modules": "norm"}, "sgd")
+    assert (sam.arguments["sam_fraction"], sam.arguments["sam_target_modules"]) == (0.25, "norm")
+    assert "sam_fraction" not in xsam.arguments
+    assert xsam.arguments["sam_target_modules"] == "norm"
+
+
 def test_rho_is_tuned_where_nothing_is_said():
     assert sharpness_arms(None, {}, {"sam_rho": 0.3}, "sgd")[0].choices == {"sam_rho": (0.01, 0.02, 0.05)}
 

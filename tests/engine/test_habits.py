@@ -206,7 +206,7 @@ def test_an_ordinary_loss_is_probed_without_gradients() -> None:
         loss.backward()
         return loss
 
-    XSAM(model, torch.optim.SGD(model.parameters(), lr=0.1), check="off").backward(closure)
+    XSAM(model, torch.optim.SGD(model.parameters(), lr=0.1), search="grid", check="off").backward(closure)
     assert [graphs.get() for _ in range(graphs.qsize())] == [True, True] + [False] * 21
 
 

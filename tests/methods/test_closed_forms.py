@@ -161,7 +161,7 @@ def test_search_ignores_probes_that_are_not_finite(bad: float) -> None:
     def far(w: Tensor) -> bool:
         return (w.detach() - torch.tensor([1.0, 0.3], dtype=w.dtype)).norm() > 0.3
 
-    step = Step("xsam", cliff, (1.0, 0.3), rho=0.2)
+    step = Step("xsam", cliff, (1.0, 0.3), rho=0.2, search="grid")
     probes = torch.tensor(step.probed[2:23])
     assert not probes.isfinite().all()
     assert float(step.method.alpha) != float(calm.method.alpha)
@@ -170,7 +170,8 @@ def test_search_ignores_probes_that_are_not_finite(bad: float) -> None:
 
 
 def test_search_costs_one_forward_per_grid_point() -> None:
-    assert len(Step("xsam", bowl, (1.0, 0.3), rho=0.2).probed) == 2 + 21
+    assert len(Step("xsam", bowl, (1.0, 0.3), rho=0.2, search="grid").probed) == 2 + 21
+    assert len(Step("xsam", bowl, (1.0, 0.3), rho=0.2).probed) <= 2 + 8
     assert len(Step("xsam", bowl, (1.0, 0.3), rho=0.2, alpha_points=5, steps=3).probed) == 4 + 5
     assert len(Step("xsam", bowl, (1.0, 0.3), rho=0.2, alpha=1.2).probed) == 2
 
@@ -183,7 +184,7 @@ def test_search_needs_no_graph() -> None:
         record.items.append(torch.is_grad_enabled())
         return bowl(w)
 
-    Step("xsam", watched, (1.0, 0.3), rho=0.2)
+    Step("xsam", watched, (1.0, 0.3), rho=0.2, search="grid")
     assert record.items == [True] * 2 + [False] * 21
 
 
@@ -196,7 +197,7 @@ def test_search_reaches_rho_max() -> None:
             record.items.append((w.detach() - torch.tensor([1.0, 0.3], dtype=w.dtype)).norm().item())
             return bowl(w)
 
-        Step("xsam", watched, (1.0, 0.3), rho=0.2, **settings)
+        Step("xsam", watched, (1.0, 0.3), rho=0.2, search="grid", **settings)
         close(record.items, 0.0, 0.2, *[radius] * 21)
 
 

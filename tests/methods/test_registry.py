@@ -22,7 +22,7 @@ import hf_sharpness
 from hf_sharpness import SharpnessArguments, SharpnessAware, TrainingArguments
 from hf_sharpness.argument_definitions import descriptions
 from hf_sharpness.arguments import Seq2SeqTrainingArguments
-from hf_sharpness.methods import METHODS, SAM, Method, Step, hyperparameter, register, registry
+from hf_sharpness.methods import METHODS, SAM, Method, Options, Step, hyperparameter, register, registry
 from hf_sharpness.sharing.config import parse_config
 from hf_sharpness.tasks.recipe import check_training
 from hf_sharpness.tasks.shared import check_shared_recipe, training_keys
@@ -108,8 +108,8 @@ def test_everything_derives_from_the_registry(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="own_rounds: 51 is too large for a shared recipe: must be at most 50"):
         check_shared_recipe({"training": {"own_rounds": 51}}, "recipe")
     path = SharpnessArguments(optim="own", own_alpha=0.7).save_pretrained(tmp_path)
-    keys = ["optim", "base_optim", "own_radius", "own_alpha", "own_rounds", "sam_scope", "sam_check"]
-    keys += ["sam_start", "sam_stop", "sam_interval", "sam_rho_schedule"]
+    options = [f"sam_{field.name}" for field in dataclasses.fields(Options)]
+    keys = ["optim", "base_optim", "own_radius", "own_alpha", "own_rounds", *options]
     assert list(json.loads(path.read_text()))[3:] == keys
     assert TrainingArguments("out", sharpness_config=str(path)).method() == Own(alpha=0.7)
     with pytest.raises(ValueError, match="own_rounds=51 is too large for a config: must be at most 50"):

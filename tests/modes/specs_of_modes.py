@@ -28,6 +28,14 @@ PRECONDITIONED = [scoped(*by_name("wsam-preconditioned"), scope) for scope in SC
 """To be tried around ADAM: around BASE it is the decoupled mode."""
 
 
+PARTS = [
+    replace(spec, name=f"{spec.name}-part", settings=spec.settings | {"fraction": 0.5})
+    for spec in SCOPED
+    if spec.method != "xsam" and not spec.name.startswith("micro_batch")
+]
+"""With further passes over half of the micro-batches."""
+
+
 def every_second(spec: Spec) -> Spec:
     """The steps between are the base optimizer's own."""
     return replace(spec, name=f"{spec.name}-every-2nd", settings=spec.settings | {"interval": 2})
@@ -37,7 +45,7 @@ ALTERNATING = [every_second(spec) for spec in METHODS]
 SCOPED_ALTERNATING = [every_second(spec) for spec in SCOPED]
 
 
-EVERY_ONE = [*METHODS, *DEEP, *SCOPED, *PRECONDITIONED, *ALTERNATING, *SCOPED_ALTERNATING]
+EVERY_ONE = [*METHODS, *DEEP, *SCOPED, *PRECONDITIONED, *ALTERNATING, *SCOPED_ALTERNATING, *PARTS]
 
 
 def without_decay(base: Base) -> Base:

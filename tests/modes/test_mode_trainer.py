@@ -119,9 +119,9 @@ def test_out_of_memory_starts_the_search_anew(train: Any) -> None:
     from hf_sharpness.methods import XSAM
 
     class Noting(XSAM):
-        def search(self, *args: Any) -> float | None:
+        def find_alpha(self, *args: Any) -> float | None:
             searched.append(self.steps_taken)
-            return super().search(*args)
+            return super().find_alpha(*args)
 
     class WithNoting(hf_sharpness.TrainingArguments):
         def method(self) -> Any:
@@ -129,7 +129,7 @@ def test_out_of_memory_starts_the_search_anew(train: Any) -> None:
             made.__class__ = Noting
             return made
 
-    arguments = {"max_steps": 4, "xsam_refresh": 3} | SGD | spec.arguments()
+    arguments = {"max_steps": 4, "xsam_refresh": 3, "xsam_search": "grid"} | SGD | spec.arguments()
     run = train(out_of_memory_at(26), ITEMS, arguments_class=WithNoting, **arguments, auto_find_batch_size=True)
     assert len(run.weights) > 4, "the error came in a later step"
     assert searched == [0, 0, 3]

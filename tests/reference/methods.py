@@ -69,9 +69,35 @@ class Sam:
     adaptive: bool = False
     steps: int = 1
     scope: str = "global"
+    fraction: float = 1.0
+    ranks: int = 1
+
+    def from_a_part(self, problem: Problem, w: Tensor) -> tuple[Handed, Tensor]:
+        """g_s estimated from the first micro-batches of every rank: g + n/n_S (sum_S of grad there - grad here).
+
+        With scope "device" every rank climbs by its own gradient.
+        """
+        loss, g = problem.gradient(w)
+        alone = self.scope == "device"
+        g_s, perturbed, distance = g.clone(), loss, nan
+        for own in problem.blocks(self.ranks) if alone else [problem]:
+            slope = own.gradient(w)[1]
+            T = w.abs() if self.adaptive else torch.ones_like(w)
+            delta = self.rho * T**2 * slope / ((T * slope).norm() + EPS)
+            distance = nan if alone else delta.norm().item()
+            for block in own.blocks(self.ranks) if not alone else [own]:
+                n = len(block.indices)
+                n_s = max(1, round(self.fraction * n))
+                part = block.first(n_s)
+                (loss_there, there), (loss_here, here) = part.gradient(w + delta), part.gradient(w)
+                g_s += n / n_s * (there - here)
+                perturbed += n / n_s * (loss_there - loss_here)
+        return Handed(g, None, loss, perturbed, g.norm().item(), distance), g_s
 
     def climb(self, problem: Problem, w: Tensor) -> tuple[Handed, Tensor]:
         """The clean gradient (as `Handed`) and g_s."""
+        if self.fraction < 1:
+            return self.from_a_part(problem, w)
         loss, g = problem.gradient(w)
         if self.scope == "micro_batch":  # every micro-batch climbs by its own gradient
             tops = [climb(p, w, p.gradient(w)[1], self.rho, self.steps, self.adaptive) for p in problem.parts]

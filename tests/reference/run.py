@@ -57,6 +57,20 @@ class Problem:
             part.indices = [index]
         return parts
 
+    def blocks(self, number: int) -> list[Problem]:
+        """The micro-batches in as many equal stretches (the ranks'), each alone."""
+        size = len(self.micro_batches) // number
+        blocks = [Problem(self.model, self.micro_batches, self.losses) for _ in range(number)]
+        for place, block in enumerate(blocks):
+            block.indices = range(place * size, (place + 1) * size)
+        return blocks
+
+    def first(self, number: int) -> Problem:
+        """The first micro-batches alone, as many."""
+        problem = Problem(self.model, self.micro_batches, self.losses)
+        problem.indices = list(self.indices)[:number]
+        return problem
+
     def _loss(self, w: Tensor) -> Tensor:
         vector_to_parameters(w, trainable(self.model))
         losses = self.losses(self.model, self.micro_batches)

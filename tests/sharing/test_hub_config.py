@@ -28,19 +28,31 @@ OTHER = {
     "sam_stop": 0.75,
     "sam_interval": 2,
     "sam_rho_schedule": "linear",
+    "sam_fraction": 1.0,
+    "sam_target_modules": "norm, head",
     "wsam_mode": "coupled",
     "wsam_gamma": 0.7,
 }
-"""A value that is not its default for every argument that concerns WSAM."""
+"""A value that is not its default for every argument that concerns WSAM; of several steps there is no fraction."""
 OF_ALL = OTHER | {
     "xsam_rho_max": 0.9,
     "xsam_alpha": 0.25,
     "xsam_alpha_max": 1.5,
     "xsam_alpha_points": 5,
+    "xsam_search": "grid",
     "xsam_refresh": 7,
 }
 """And for those of other methods."""
-OPTIONS = ["sam_scope", "sam_check", "sam_start", "sam_stop", "sam_interval", "sam_rho_schedule"]
+OPTIONS = [
+    "sam_scope",
+    "sam_check",
+    "sam_start",
+    "sam_stop",
+    "sam_interval",
+    "sam_rho_schedule",
+    "sam_fraction",
+    "sam_target_modules",
+]
 DEFAULTS = {name: default for name, default in defaults("wsam").items() if name in OTHER}
 
 
@@ -66,7 +78,7 @@ def command_line(*line: str, arguments_class: type = TrainingArguments) -> Any:
 
 def test_every_argument_has_a_value_to_test_with() -> None:
     every = {name: default for name, default in defaults("wsam").items() if name in shared_arguments()}
-    assert {name for name in every if OF_ALL.get(name) not in (None, every[name])} == set(every)
+    assert {name for name in every if OF_ALL.get(name) not in (None, every[name])} == set(every) - {"sam_fraction"}
 
 
 def test_what_is_written(folder: str) -> None:
@@ -282,7 +294,8 @@ def test_defaults_set_on_the_parser_are_given(folder: str) -> None:
 
 
 def test_a_config_that_changes_nothing_is_noted(folder: str, caplog: pytest.LogCaptureFixture) -> None:
-    changed = dataclasses.replace(TrainingArguments("out"), sharpness_config=folder, wsam_gamma=0.6)
+    none_by_default = {"wsam_gamma": 0.6, "sam_target_modules": "last"}
+    changed = dataclasses.replace(TrainingArguments("out"), sharpness_config=folder, **none_by_default)
     assert changed.sam_rho == DEFAULTS["sam_rho"]
     assert "changes nothing: all of its arguments were given explicitly as well" in caplog.text
     caplog.clear()

@@ -145,7 +145,7 @@ def test_when_alpha_is_searched(refresh: str | int, expected: list[int], train: 
             nonlocal step
             step += 1
 
-    arguments = ARGUMENTS | {"optim": "xsam", "xsam_refresh": refresh, "num_train_epochs": 3}
+    arguments = ARGUMENTS | {"optim": "xsam", "xsam_search": "grid", "xsam_refresh": refresh, "num_train_epochs": 3}
     train(Probed().double(), ITEMS, callbacks=[Counter()], **arguments)
     assert sorted(set(probes)) == expected
     assert len(probes) == len(expected) * 21 * 2

@@ -142,15 +142,18 @@ class State:
         if objects:
             self.batch.append(Root("batch", objects))
 
-    def take(self, closure: Callable[[], Tensor]) -> Moment:
+    def take(self, *closures: Callable[[], Tensor]) -> Moment:
         """The moment before a micro-batch's first pass.
 
         What is large is copied before the first one only: further passes over all micro-batches begin there.
+
+        Args:
+            closures: the micro-batch's, and one for a part of it.
         """
         self.of_step += self.batch
         self.batch = []
         if self.closures:
-            self.of_step.append(Root("closure", closure))
+            self.of_step += [Root("closure", closure) for closure in closures]
         moment = Moment(self, None, large=not self.before)
         self.before.append(moment)
         return moment

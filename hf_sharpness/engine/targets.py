@@ -1,0 +1,135 @@
+"""Which parameters are perturbed (``target_modules``): those of modules named, of normalisation layers, of the head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from .weights import Weights
+
+NORM, HEAD = "norm", "head"
+NORMALISATIONS = (
+    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm),
+)
+TIED = (
+    "target_modules={value!r}: the head is tied to the embedding {name}, which would be perturbed with it: name the "
+    "parameters to perturb, or untie them"
+)
+DEEPSPEED = (
+    "{prefix}target_modules={value!r} does not run under DeepSpeed, whose parts of the weights mix those to perturb "
+    "with others: use FSDP2 or DistributedDataParallel, or leave it out"
+)
+
+
+class Targets:
+    """The parameters that are perturbed.
+
+    Args:
+        value: names or globs of modules or parameters, or the words ``norm`` and ``head``, between commas. None: all.
+        weights: where the weights are.
+
+    Attributes:
+        ids: of the parameters; None for all.
+        share: how many of the trainable weights they hold, and of how many.
+
+    Raises:
+        ValueError: one of the names matches no parameter that is trained.
+    """
+
+    def __init__(self, value: str | None, weights: Weights) -> None:
+        self.ids: set[int] | None = None
+        self.share = (0, 0)
+        if value is None:
+            return
+        if not weights.gradients_are_visible:
+            raise ValueError(DEEPSPEED.format(prefix="", value=value))
+        trained = {id(p): p for p in weights.parameters()}
+        self.ids = set()
+        for pattern in patterns(value):
+            matched = {id(p) for p in _matching(pattern, weights.model, value)}
+            if matched.isdisjoint(trained):
+                raise ValueError(_nothing(value, pattern, weights.model, trained.keys()))
+            self.ids |= matched
+        sizes = {i: p.numel() for i, p in trained.items()}
+        self.share = sum(size for i, size in sizes.items() if i in self.ids), sum(sizes.values())
+
+
+def patterns(value: str) -> list[str]:
+    """The names in a value."""
+    return [name.strip() for name in value.split(",")]
+
+
+def _matching(pattern: str, model: nn.Module, value: str) -> Iterator[nn.Parameter]:
+    if pattern == NORM:
+        for module in model.modules():
+            if _normalises(module):
+                yield from module.parameters(recurse=False)
+    elif pattern == HEAD:
+        head = _head(model)
+        if head is not None:
+            _check_untied(head, model, value)
+            yield from head.parameters()
+    else:
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if any(_matches(prefix, pattern) for prefix in _prefixes(_plain(name))):
+                yield parameter
+
+
+def _normalises(module: nn.Module) -> bool:
+    """Whether it is a layer of torch's, or one that is called so and has nothing but a factor and an offset."""
+    if isinstance(module, NORMALISATIONS):
+        return True
+    own = list(module.parameters(recurse=False))
+    return "norm" in type(module).__name__.lower() and bool(own) and all(p.ndim <= 1 for p in own)
+
+
+def _head(model: Any) -> nn.Module | None:
+    """The layer that makes the logits: as the model itself says, else its last linear one."""
+    inner = model
+    while hasattr(inner, "_orig_mod") or type(inner).__name__ == "DistributedDataParallel":
+        inner = getattr(inner, "_orig_mod", None) or inner.module
+    said = getattr(inner, "get_output_embeddings", None)
+    try:
+        head = said() if callable(said) else None
+    except (NotImplementedError, AttributeError):
+        head = None
+    if isinstance(head, nn.Module):
+        return head
+    return next((m for m in reversed(list(inner.modules())) if isinstance(m, nn.Linear)), None)
+
+
+def _check_untied(head: nn.Module, model: nn.Module, value: str) -> None:
+    own = {id(p) for p in head.parameters()}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and id(module.weight) in own:
+            raise ValueError(TIED.format(value=value, name=_plain(name)))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """The modules that a parameter is in, the outermost first, and the parameter."""
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        yield ".".join(parts[:end])
+
+
+def _plain(name: str) -> str:
+    """The name without what DistributedDataParallel and torch.compile put into it."""
+    return ".".join(part for part in name.removeprefix("module.").split(".") if part != "_orig_mod")
+
+
+def _nothing(value: str, pattern: str, model: nn.Module, trained: Iterable[int]) -> str:
+    known = set(trained)
+    names = (_plain(name) for name, p in model.named_parameters() if id(p) in known)
+    modules = dict.fromkeys(name.rpartition(".")[0] or name for name in names)
+    shown = ", ".join(repr(name) for name in list(modules)[-3:])
+    return (
+        f"target_modules={value!r}: {pattern!r} matches no parameter that is trained. Give names or globs of modules "
+        f"(such as {shown}), or the words {NORM} and {HEAD}"
+    )
