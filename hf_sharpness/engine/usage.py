@@ -137,7 +137,8 @@ class Usage:
         """
         if all(self.idle):
             raise RuntimeError(NO_BACKWARD)
-        if not self.engine.weights.have_gradient() and any(True for _ in unreduced_gradients(self.engine.model)):
+        reduced = any(p.grad is not None for p in self.engine.parameters())
+        if not reduced and any(True for _ in unreduced_gradients(self.engine.model)):
             raise RuntimeError(UNREDUCED)
         number = len(self.idle)
         factors = [factor for factor in self.factors if factor is not None]

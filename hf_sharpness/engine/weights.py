@@ -37,11 +37,13 @@ class Weights:
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
 
     def have_gradient(self) -> bool:
-        """Whether a pass has left a gradient in any of them (where gradients are hidden: always)."""
+        """Whether a pass has left a gradient for any of them (where gradients are hidden: always)."""
         groups = self.optimizer.param_groups
-        return not self.gradients_are_visible or any(
+        if not self.gradients_are_visible or any(
             p.grad is not None for group in groups for p in group["params"] if p.requires_grad
-        )
+        ):
+            return True
+        return self.has_unseen_gradient()  # FSDP2 reduces it with a later micro-batch's
 
     def receivers(self) -> list[nn.Parameter]:
         """The parameters whose ``.grad`` a pass fills: the optimizer's, and others of the model."""

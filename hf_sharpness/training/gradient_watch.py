@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..engine.earlier import Fingerprint
+from ..engine.parallel import unreduced_gradients
 from ..vectors import local
 
 _READS_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
@@ -22,10 +24,13 @@ class GradientWatch:
 
     Args:
         parameters: those whose gradients are watched.
+        model: of which FSDP2 may hold gradients that it has not reduced yet. Default None: it does not.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], model: nn.Module | None = None) -> None:
         self.parameters = list(parameters)
+        self.model = model
+        self.unreduced = self._unreduced()
         self.noted: list[tuple[Tensor | None, object]] = []
         self.aliases: _Aliases | None = None
 
@@ -37,6 +42,7 @@ class GradientWatch:
         """
         self.close()
         self.noted = [(p.grad, _mark(p.grad)) for p in self.parameters]
+        self.unreduced = self._unreduced()
         gradients = {id(gradient) for gradient, _ in self.noted if gradient is not None}
         # The mode goes onto the top of a stack: under one of the user's own, the two could not leave in order.
         if through_data and gradients and not _other_modes():
@@ -50,14 +56,19 @@ class GradientWatch:
             for p, (gradient, mark) in zip(self.parameters, self.noted, strict=True)
         ):
             return True
+        if self._unreduced().differs_from(self.unreduced):
+            return True
         return self.aliases is not None and self.aliases.written()
 
     def close(self) -> None:
         """Watch no longer, and keep no gradient alive. Harmless to repeat."""
-        self.noted = []
+        self.noted, self.unreduced = [], Fingerprint(())
         aliases, self.aliases = self.aliases, None
         if aliases is not None:
             aliases.__exit__(None, None, None)
+
+    def _unreduced(self) -> Fingerprint:
+        return Fingerprint((), () if self.model is None else unreduced_gradients(self.model))
 
 
 def _mark(gradient: Tensor | None) -> object:

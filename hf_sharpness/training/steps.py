@@ -126,7 +126,7 @@ class Steps:
         self.calls.append(call)
         self.asked = False
         call.kept = copied(call.inputs)
-        self.gradients = GradientWatch(self._watched())
+        self.gradients = GradientWatch(self._watched(), self.engine.model)
         self.gradients.note()
         result = call.run(call.inputs)
         differs = call.differs or call.inner_calls > 1 or self._touched(call)
@@ -210,7 +210,7 @@ class Steps:
             value = results[-1]
             return value if isinstance(value, Tensor) else torch.as_tensor(value, device=self.trainer.args.device)
 
-        self.gradients = GradientWatch(self._watched())
+        self.gradients = GradientWatch(self._watched(), self.engine.model)
         self.gradients.note(through_data=False)
         with generation_refused(self.trainer.model, self._refuse_generation):
             self._record(first_pass, run, call, inputs)

@@ -83,7 +83,7 @@ class State:
         self.roots = [Root("model", weights.model), *(roots or ())]
         self.closures = roots is None
         self.written: set[Path] = set()
-        self.places: list[int] = []
+        self.places: list[int] | None = None
         self.ranges: dict[int, list[tuple[int, int]]] = {}
         self.quiet = QuietModules()
         self.checked_steps = CheckedSteps(weights.optimizer)
