@@ -15,6 +15,7 @@ _HOMES = {
     "SharpnessTrainerMixin": "trainer",
     "Trainer": "trainer",
     "Seq2SeqTrainer": "trainer",
+    "MeasureSharpness": "measure.callback",
 }
 _METHODS = "loop_classes"  # has a class of every method, and in `__all__` their names
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .arguments import TrainingArguments as TrainingArguments
     from .loop import SharpnessAware as SharpnessAware
     from .loop_classes import *  # noqa: F403
+    from .measure.callback import MeasureSharpness as MeasureSharpness
     from .trainer import Seq2SeqTrainer as Seq2SeqTrainer
     from .trainer import SharpnessTrainerMixin as SharpnessTrainerMixin
     from .trainer import Trainer as Trainer

@@ -1,4 +1,4 @@
-"""The `hf-sharpness` command: train from a recipe, compare methods on it, list recipes, run a script of the user's."""
+"""The `hf-sharpness` command: train from a recipe, compare methods on it, measure a model, run a script."""
 
 from __future__ import annotations
 
@@ -43,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     compare.add_argument("arguments", nargs=argparse.REMAINDER)
     rho = commands.add_parser("rho", help="which rho? a range test: rho RECIPE [--batches 4] [...]", add_help=False)
     rho.add_argument("arguments", nargs=argparse.REMAINDER)
+    measure = commands.add_parser(
+        "measure", help="how sharp is a model's loss? measure MODEL [--data RECIPE] [...]", add_help=False
+    )
+    measure.add_argument("arguments", nargs=argparse.REMAINDER)
     commands.add_parser("recipes", help="list the bundled recipes", aliases=["list"])
 
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -68,6 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             from hf_sharpness.tasks.command import main as train_recipe
 
             return train_recipe(arguments[1:])
+        if arguments[:1] == ["measure"]:
+            require_recipes_extra("measure")
+            from hf_sharpness.measure.cli import main as measure_model
+
+            return measure_model(arguments[1:])
         if arguments[:1] == ["rho"]:
             require_recipes_extra("rho")
             from hf_sharpness.measure.rho_cli import main as test_range

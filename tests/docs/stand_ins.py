@@ -60,5 +60,14 @@ def furnish(folder: Path) -> None:
     install(root / "examples" / "methods" / "gsam", folder / "site")
     save_vit(folder / "google/vit-base-patch16-224-in21k")
     save_bert(folder / "google-bert/bert-base-uncased")
+    _save_digits(folder / "outputs/mine", root / "recipes/digits-vit.yaml")
     for part in (language_model(), tokenizer()):
         part.save_pretrained(folder / "Qwen/Qwen3-0.6B")
+
+
+def _save_digits(folder: Path, recipe: Path) -> None:
+    """What `hf-sharpness train digits-vit --output_dir outputs/mine` leaves, but for the training."""
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    shape = {"image_size": 8, "num_channels": 1, "patch_size": 4, "num_labels": 10}
+    ViTForImageClassification(ViTConfig(**shape, **size)).save_pretrained(folder)
+    (folder / "recipe.yaml").write_text(recipe.read_text())

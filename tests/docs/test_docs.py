@@ -19,6 +19,7 @@ NEEDS = {
     "vit": ("datasets", "sklearn"),
     "text-classification": ("datasets",),
     "compare": ("optuna", "rliable", "torchmetrics", "sklearn"),
+    "measure": ("sklearn", "scipy"),
     "hyperparameter-search": ("datasets", "optuna"),
     "ray-tune": ("datasets", "ray"),
 }

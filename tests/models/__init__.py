@@ -213,3 +213,14 @@ def steps_of(items: Sequence[Batch], size: int, accumulation: int = 1, epochs: i
 
 def buffers_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+
+
+def exact_hessian(model: nn.Module, batch: Batch) -> Tensor:
+    """The Hessian of the loss by double backward, a row for each weight in the order of the parameters."""
+    params = list(model.parameters())
+    slope = torch.autograd.grad(model(**batch)["loss"], params, create_graph=True)
+    rows = []
+    for entry in torch.cat([g.reshape(-1) for g in slope]):
+        row = torch.autograd.grad(entry, params, retain_graph=True, allow_unused=True)
+        rows.append([torch.zeros_like(p) if g is None else g for p, g in zip(params, row, strict=True)])
+    return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows]).detach()
