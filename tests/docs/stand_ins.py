@@ -11,6 +11,7 @@ from installed import install
 from models.saved import save_bert, save_vit
 from models.text import WORDS, language_model, tokenizer
 from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification
 
 SCRIPT = """
 from pathlib import Path
