@@ -105,7 +105,7 @@ def other_batches(subject: Subject, recipe_name: str, most: int | None, seed: in
         raise RecipeError(f"--other_data {recipe_name}: is for {recipe.task}, the model for {subject.recipe.task}")
     data = load_data(recipe)
     classes = subject.model.config.num_labels
-    if len(data.label_names) != classes:
+    if data.label_names and len(data.label_names) != classes:
         raise RecipeError(
             f"--other_data {recipe_name}: has {len(data.label_names)} classes, but the model tells {classes} apart"
         )
@@ -161,7 +161,7 @@ def _task(name: str, recipe: Recipe, data: Splits) -> Task:
         revision=None,
         ignore_mismatched_sizes=adapter is not None,
     )
-    recipe.model = section
+    recipe.model, recipe.peft = section, None  # adapters that are there, and no new ones
     task = build_task(recipe, data)
     if adapter is not None:
         from peft import PeftModel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hf_sharpness.measure import cli
 from hf_sharpness.tasks.pixels import Pixels
 from hf_sharpness.tasks.recipe import Recipe, load_recipe
 from hf_sharpness.tasks.run import run_recipe
-from hf_sharpness.tasks.sections import DataSection, ModelSection
+from hf_sharpness.tasks.sections import DataSection, ModelSection, PeftSection
 from hf_sharpness.tasks.splits import load_data
 
 pytest.importorskip("sklearn")
@@ -125,7 +126,9 @@ def test_an_adapter_is_perturbed_alone(tmp_path: Path, recipe: Path) -> None:
     config = peft.LoraConfig(target_modules="all-linear", r=2, modules_to_save=["classifier"], init_lora_weights=False)
     adapted = peft.get_peft_model(ViTForImageClassification.from_pretrained(tmp_path / "base"), config)
     adapted.save_pretrained(tmp_path / "adapter")
-    found = measured(tmp_path / "adapter", "--data", recipe, *QUICK)
+    with_adapters = dataclasses.replace(load_recipe(recipe), peft=PeftSection())
+    with_adapters.save(tmp_path / "lora.yaml")
+    found = measured(tmp_path / "adapter", "--data", tmp_path / "lora.yaml", *QUICK)
     trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert found["about"]["perturbed_parameters"] == trainable < found["about"]["parameters"] / 2
     assert found["loss"]["train"]["loss"] == pytest.approx(reference(adapted, recipe)[0], rel=1e-5)
