@@ -137,7 +137,8 @@ def test_a_step_that_is_not_the_methods_is_a_stock_step(
         stock=True,
         **{k: v for k, v in common.items() if k != "base_optim"} | {"optim": common["base_optim"]},
     )
-    ours = train(noisy(), items, sam_start=0.75, **common | spec.arguments())
+    whole_grid = {"xsam_search": "grid"} if spec.method == "xsam" else {}
+    ours = train(noisy(), items, sam_start=0.75, **common | spec.arguments() | whole_grid)
     first = 9  # of 12
     masks = [run.model.middle[0].masks for run in (stock, ours)]
     for step in range(first):
