@@ -308,10 +308,9 @@ def test_a_step_of_ones_own_is_repeated_from_the_first_sharp_step_on(train: Any,
 def test_a_batch_that_is_left_out_counts_as_a_step(train: Any, libraries: Any) -> None:
     class Skipping(libraries[0].Trainer):
         def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-            loss = super().training_step(*args, **kwargs)
             if self.state.global_step in (1, 3):
-                self.model.zero_grad()
-            return loss
+                return torch.zeros(())
+            return super().training_step(*args, **kwargs)
 
     run = train(Net(), ITEMS, trainer_class=Skipping, optim="sam", sam_stop=0.5, num_train_epochs=1)
     logged = [entry["step"] for entry in run.trainer.state.log_history if "sharpness" in entry]
