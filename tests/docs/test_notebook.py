@@ -11,7 +11,7 @@ import pytest
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
-for package in ("ipykernel", "optuna", "rliable", "sklearn", "torchmetrics"):
+for package in ("ipykernel", "optuna", "rliable", "scipy", "sklearn", "torchmetrics"):
     pytest.importorskip(package)
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
     text = "\n".join(printed(cell) for cell in notebook.cells)
-    for shown in ("step ", "sharpness ", "undecided", "over AdamW", '"sam_rho": 0.05', "sam 0.05 accuracy", "rho"):
+    for shown in ("step ", "sharpness ", "undecided", "over AdamW", '"sam_rho": 0.05', "sam 0.05 accuracy", "SAM, rho", "ASAM, rho"):
         assert shown in text
     pictures = [
         output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
