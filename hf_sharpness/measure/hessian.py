@@ -2,7 +2,8 @@
 
 H v = (grad L(w + e v) - grad L(w - e v)) / 2e needs no double backward, so it runs with every attention kernel and
 wherever gradients do. The difference is exact to e^2 and to the rounding of a gradient over e; e ||v|| is by default
-the cube root of the type's precision: 5e-3 in float32, 6e-6 in float64.
+a fifth of the cube root of the type's precision: 1e-3 in float32, 1e-6 in float64. Along the sharpest direction of a
+trained network the gradient bends over less than that root.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Hessian:
 
     def __init__(self, surface: Surface, step: float | None = None) -> None:
         self.surface = surface
-        self.step = step or torch.finfo(surface.saved[0].dtype).eps ** (1 / 3)
+        self.step = step or torch.finfo(surface.saved[0].dtype).eps ** (1 / 3) / 5
         self.products = 0
 
     def product(self, vector: Vector) -> Vector:
