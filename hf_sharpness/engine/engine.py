@@ -1,8 +1,6 @@
 """Puts a sharpness-aware method between the backward pass and the base optimizer's step.
 
-The engine knows torch only. The base optimizer stays an ordinary one: the engine decides what is in ``p.grad`` when the
-ordinary clipping and ``optimizer.step()`` run, and adds what a method has for after the step (decoupled WSAM's term) in
-the optimizer's post-step hook.
+The base optimizer stays an ordinary one: the engine decides what is in ``p.grad`` when clipping and step come.
 """
 
 from __future__ import annotations
@@ -52,9 +50,9 @@ class Engine:
         loss_scale: returns the factor on the closures' loss (a ``GradScaler``'s), as a tensor. Default None: no factor.
         no_sync: makes a context in which a backward pass does not reduce gradients over ranks.
         weights: where weights and gradients are. Default None: in the parameters of the optimizer's groups.
-        is_half: whether the closures compute in 16 bits where their modules do not show it (compiled ones).
-        total_steps: how many optimizer steps the training makes; None if that is not known.
-        scheduler: the learning rate's, for ``start="decay"``; or the step that it says, where that is known.
+        is_half: whether closures compute in 16 bits where modules do not show it (compiled ones).
+        total_steps: how many optimizer steps the training makes; None if not known.
+        scheduler: the learning rate's, for ``start="decay"``; or the step that it says.
         roots: objects beside the model that hold state of a pass. Default None: what the closures refer to.
 
     Attributes:
@@ -292,8 +290,7 @@ class Engine:
             course=self.course,
             noise=self.noise,
             loss_scale=self.loss_scale,
-            # An accelerator waits for the answer, so it is asked in fp16 only.
-            checks_overflow=self.loss_scale is not None or self.on_cpu,
+            checks_overflow=self.loss_scale is not None or self.on_cpu,  # an accelerator would wait: in fp16 only
         )
         with self.phase.rho_of_step(self.optimizer):
             passes.run()

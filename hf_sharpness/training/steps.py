@@ -3,8 +3,7 @@
 A subclass may do things before and after ``super().training_step(...)``: time it, open contexts, generate the batch.
 Then the inner call is what is repeated, within the outermost call, and the subclass's own things happen once. Where
 the outermost call does more to the gradient than the one inner call did (calls it twice, or never; runs a backward of
-its own; adds to p.grad, masks or clips it), the inner call is not the whole of the step: the step is taken back, and
-taken anew, as are all later ones, with the outermost call as what is repeated.
+its own; changes p.grad), this step is taken anew, and so are all later ones, with the outermost call repeated.
 """
 
 from __future__ import annotations
