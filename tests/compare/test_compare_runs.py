@@ -256,7 +256,7 @@ def test_an_unmodified_script(tmp_path, capsys):
     [
         ([], ["RECIPE"]),
         (["digits-vit", "--seeds", "1"], ["--seeds 1", "at least 2"]),
-        (["digits-vit", "--trials", "0"], ["--trials 0"]),
+        (["digits-vit", "--trials", "-1"], ["--trials -1"]),
         (["digits-vit", "--margin", "-1"], ["--margin -1"]),
         (["digits-vit", "--metric", "acuracy"], ["'acuracy'", "accuracy"]),
         (["digits-vit", "--arms", "base,sma"], ["'sma'", "sam"]),
