@@ -140,10 +140,10 @@ class AfterStep:
         for group in optimizer.param_groups:
             members = [p for p in group["params"] if p in live]
             terms, factor = [self.terms[p] for p in members], group["lr"] * self.weight
-            if self.measures:
-                vectors.scale_(terms, factor)
-                factor = 1.0
             vectors.add_spending_([live[p] for p in members], terms, -factor)
+            # Scaled afterwards, where that has not spent it: a step that is measured moves as any other, bit for bit.
+            if self.measures and not (isinstance(factor, Tensor) and not vectors.is_on_host(factor)):
+                vectors.scale_(terms, factor)
         if not self.measures:
             return None
         base_step = self._norm(before, self.params)

@@ -108,7 +108,11 @@ class Loop:
 @pytest.mark.parametrize(
     ("spec", "accumulation"),
     [
-        pytest.param(spec, accumulation, marks=() if (spec in METHODS and accumulation == 1) else pytest.mark.slow)
+        pytest.param(
+            spec,
+            accumulation,
+            marks=() if (spec.method == "sam" and spec in METHODS and accumulation == 1) else pytest.mark.slow,
+        )
         for spec in ALL
         for accumulation in (1, 3)
     ],
