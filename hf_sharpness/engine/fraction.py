@@ -12,7 +12,7 @@ gradient needs to know nothing of it: SAM descends g_B + n/n_S (...), WSAM weigh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,8 @@ from ..methods import Method, Options
 from ..vectors import Vector
 from .buckets import average_over_ranks_
 from .micro_batch import Closure, MicroBatch
+from .passes import Passes
 from .weights import Weights, placed_gradients
-
-if TYPE_CHECKING:
-    from .passes import Passes
 
 
 def check_fraction(method: Method, fraction: float, scope: str, prefix: str = "", *, deepspeed: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ from . import rounding
 from .climbs import NonFiniteAscent
 from .course import Course
 from .earlier import EarlierGradients
-from .fraction import Part
 from .guard import Repetition
 from .habits import Habits
 from .micro_batch import MicroBatch
@@ -25,6 +25,17 @@ from .replays import Replays
 from .scopes import Scope
 from .state import State
 from .weights import Weights
+
+
+class BatchPart(Protocol):
+    """A part of the batch that further passes go over in the place of all of it (``fraction``)."""
+
+    def begin(self, passes: Passes) -> None:
+        """The whole batch's gradient is in p.grad, and no weight has been moved."""
+
+    def replay(self, passes: Passes, accumulate: bool, reduce: bool) -> Tensor:
+        """Leave the estimate of the whole batch's gradient in p.grad, or add it; returns that of its loss."""
+        ...
 
 
 class Passes(Probes):
@@ -60,7 +71,7 @@ class Passes(Probes):
         *,
         habits: Habits,
         repetition: Repetition | None = None,
-        part: Part | None = None,
+        part: BatchPart | None = None,
         targets: set[int] | None = None,
         course: Course,
         noise: Callable[[int], rounding.Noise],
