@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 SHARPNESS_RHO = 0.05
-SHARPNESS_EXAMPLES = 512
+ADAPTIVE_RHO = 0.5
+TRAINING_EXAMPLES = 512
 NOISE_SHARE = 0.1
 """Standard deviation of the input noise, as a share of the range of the pixels."""
 
@@ -23,10 +24,14 @@ NAMES = {
     "at_4_bits": "with weights of 4 bits",
     "under_noise": "under input noise",
     "on_second_test": "on the second data set",
+    "train_loss": "training loss",
+    "generalisation_gap": "generalisation gap",
     "sharpness": "sharpness at the end",
+    "adaptive_sharpness": "adaptive sharpness",
+    "gradient_norm": "gradient norm",
+    "weight_norm": "weight norm",
 }
 """Measure -> how a table calls it."""
-LOWER_IS_BETTER = ("nll", "calibration_error", "sharpness")
 
 
 def likelihood_and_calibration(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -87,15 +92,41 @@ class NoisyImages(Dataset):
         return example
 
 
-def sharpness(trainer: Any) -> float:
-    """L(w + rho g/|g|) - L(w) over the first 512 training examples, at rho .05 and without dropout.
+def flatness(trainer: Any) -> dict[str, float]:
+    """How flat the model's minimum is on the first 512 training examples, without dropout, and its loss there.
 
-    A figure to look at: how sharp a minimum is does not predict how well it generalises (arXiv 2302.07011).
+    Figures to look at: how sharp a minimum is does not predict how well it generalises (arXiv 2302.07011).
+
+    Returns:
+        ``train_loss``, ``gradient_norm``, ``weight_norm`` (of the trained weights), ``sharpness``, that is
+        L(w + rho g/|g|) - L(w) at rho .05, and ``adaptive_sharpness``, ASAM's at rho .5. NaN where there is none.
     """
     from ..loop import SAM
 
-    model = trainer.model
-    examples = [trainer.train_dataset[i] for i in range(min(SHARPNESS_EXAMPLES, len(trainer.train_dataset)))]
+    model, closure = trainer.model, _loss_on_training_data(trainer)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    training = model.training
+    model.eval()
+    optimizer = torch.optim.SGD(trained, lr=0.0)
+    found = {"weight_norm": float(torch.stack([p.detach().double().norm() for p in trained]).norm())}
+    try:
+        for name, rho in (("sharpness", SHARPNESS_RHO), ("adaptive_sharpness", ADAPTIVE_RHO)):
+            model.zero_grad()
+            sam = SAM(model, optimizer, rho=rho, adaptive=name == "adaptive_sharpness")
+            loss = float(sam.backward(closure))
+            found[name] = float(sam.metrics.get("sharpness", float("nan")))  # none where the gradient is no number
+            if name == "sharpness":
+                found["train_loss"] = loss
+                found["gradient_norm"] = float(sam.metrics.get("ascent_grad_norm", float("nan")))
+    finally:
+        model.zero_grad()
+        model.train(training)
+    return found
+
+
+def _loss_on_training_data(trainer: Any) -> Callable[[], torch.Tensor]:
+    """Computes the mean loss over the first training examples, and adds up its gradient."""
+    examples = [trainer.train_dataset[i] for i in range(min(TRAINING_EXAMPLES, len(trainer.train_dataset)))]
     size = trainer.args.per_device_eval_batch_size
     batches = [examples[start : start + size] for start in range(0, len(examples), size)]
 
@@ -103,19 +134,9 @@ def sharpness(trainer: Any) -> float:
         total = torch.zeros((), device=trainer.args.device)
         for batch in batches:
             inputs = trainer._prepare_inputs(trainer.data_collator(batch))
-            loss = model(**inputs).loss * (len(batch) / len(examples))
+            loss = trainer.model(**inputs).loss * (len(batch) / len(examples))
             loss.backward()
             total += loss.detach()
         return total
 
-    training = model.training
-    model.eval()
-    model.zero_grad()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    try:
-        sam = SAM(model, optimizer, rho=SHARPNESS_RHO)
-        sam.backward(closure)
-        return float(sam.metrics.get("sharpness", float("nan")))  # none where the gradient is no number
-    finally:
-        model.zero_grad()
-        model.train(training)
+    return closure

@@ -250,7 +250,8 @@ class RecipeSubject:
             found["under_noise"] = score(measures.NoisyImages(dataset))
         if self.recipe.data.second_test is not None:
             found["on_second_test"] = score(self._second_dataset(run))
-        found["sharpness"] = measures.sharpness(trainer)
+        found.update(measures.flatness(trainer))
+        found["generalisation_gap"] = found["nll"] - found["train_loss"]
         return {name: number(value) for name, value in found.items()}
 
     def _second_dataset(self, run: PreparedRun) -> Any:

@@ -89,8 +89,11 @@ def test_the_record_of_a_run():
     assert record["test"]["accuracy"] == pytest.approx(np.mean(predictions == labels), abs=1e-6)
     assert record["measures"]["nll"] == pytest.approx(record["test"]["loss"], rel=1e-3)
     assert set(record["measures"]) == {
-        "nll", "calibration_error", "at_8_bits", "at_4_bits", "under_noise", "sharpness",
+        "nll", "calibration_error", "at_8_bits", "at_4_bits", "under_noise", "train_loss", "generalisation_gap",
+        "sharpness", "adaptive_sharpness", "gradient_norm", "weight_norm",
     }  # fmt: skip
+    gap = record["measures"]["nll"] - record["measures"]["train_loss"]
+    assert record["measures"]["generalisation_gap"] == pytest.approx(gap, abs=1e-6)
     assert record["measures"]["sharpness"] > 0
     json.dumps(record, allow_nan=False)
 
@@ -171,7 +174,7 @@ def test_likelihood_and_calibration_in_closed_form():
     assert found["calibration_error"] == pytest.approx(0.2, abs=1e-5)  # sure of .8, right in .6
 
 
-def test_sharpness_is_the_rise_along_the_gradient():
+def test_flatness_in_closed_form():
     class Quadratic(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -186,8 +189,15 @@ def test_sharpness_is_the_rise_along_the_gradient():
         data_collator = staticmethod(lambda batch: {"x": torch.stack(batch)})
         _prepare_inputs = staticmethod(lambda inputs: inputs)
 
-    # |w| = 5 goes to 5.05
-    assert measures.sharpness(Trainer()) == pytest.approx(0.5 * (5.05**2 - 5**2), rel=1e-4)
+    found = measures.flatness(Trainer())
+    adaptive = 0.5 * np.array([9.0 * 3, 16.0 * 4]) / np.hypot(9, 16)  # rho T^2 g / |T g| with T = |w|
+    assert found == {
+        "train_loss": pytest.approx(12.5),
+        "gradient_norm": pytest.approx(5.0),
+        "weight_norm": pytest.approx(5.0),
+        "sharpness": pytest.approx(0.5 * (5.05**2 - 5**2), rel=1e-4),  # |w| = 5 goes to 5.05
+        "adaptive_sharpness": pytest.approx(0.5 * (np.square([3, 4] + adaptive).sum() - 25), rel=1e-4),
+    }
     assert Trainer.model.w.tolist() == [3.0, 4.0]
 
 
