@@ -92,6 +92,9 @@ def _replace() -> None:
         if stock is None or stock.__module__ == our_home:
             continue
         ours = getattr(importlib.import_module(our_home), name)
+        for theirs, value in vars(sys.modules[home]).items():
+            # Axolotl and others rewrite methods from their source, with the names they find in the class's __module__.
+            vars(sys.modules[our_home]).setdefault(theirs, value)
         for module in [*_watch.packages, *sys.modules.values()]:
             module_name = getattr(module, "__name__", None) or ""
             if module_name.partition(".")[0] == "transformers" and vars(module).get(name) is stock:

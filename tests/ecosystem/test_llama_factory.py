@@ -39,7 +39,15 @@ CONFIG = {
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llamafactory") is None, reason="needs llamafactory")
-def test_train(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("program", "variables"),
+    [
+        (["-m", "llamafactory.cli"], {}),
+        (["llamafactory-cli"], {}),
+        (["llamafactory-cli"], {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}),  # it starts torchrun on its own
+    ],
+)
+def test_train(program: list[str], variables: dict[str, str], tmp_path: Path) -> None:
     for made in (language_model(), tokenizer()):
         made.save_pretrained(tmp_path / "model")
     rows = [{"instruction": " ".join(WORDS[:3]), "input": "", "output": " ".join(WORDS[i % 7 :])} for i in range(32)]
@@ -49,11 +57,13 @@ def test_train(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "hf_sharpness.run", "-m", "llamafactory.cli", "train", "config.yaml"]
+    commands = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PYTHONPATH": path, "PATH": commands, "OMP_NUM_THREADS": "1", **variables}
+    # The second value of rho is LLaMA-Factory's own way of a flag.
+    command = [sys.executable, "-m", "hf_sharpness.run", *program, "train", "config.yaml", "sam_rho=0.2"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     history = json.loads((tmp_path / "out/trainer_state.json").read_text())["log_history"]
     norms = [entry["perturbation_norm"] for entry in history if "sharpness" in entry]
-    assert norms == pytest.approx([0.1] * 3, rel=1e-3)
+    assert norms == pytest.approx([0.2] * 3, rel=1e-3)
     assert json.loads((tmp_path / "out/sharpness_config.json").read_text())["optim"] == "wsam"

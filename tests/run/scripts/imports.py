@@ -8,6 +8,7 @@ import inspect
 import os
 import pickle
 import sys
+import textwrap
 
 first, package, home = sys.argv[1:]
 os.environ["HF_HOME"] = home
@@ -52,5 +53,10 @@ for base in type(args).__mro__:  # an instance of a stock class, as a training_a
         path = f"c{base.__module__}\n{base.__name__}\n".encode()
         assert pickle.loads(path + b".") is CLASSES[base.__name__]
 assert Trainer.get_optimizer_cls_and_kwargs(args)[0].__name__ == "AdamW"
+
+# As Axolotl rewrites a method: from its source, with the names of the module that the class says it is from.
+source = textwrap.dedent(inspect.getsource(Trainer.evaluation_loop))
+names = [name for name in dir(importlib.import_module(Trainer.__module__)) if name in source]
+exec(f"from {Trainer.__module__} import {', '.join(names)}\n{source}")
 
 print("checked", package)
