@@ -6,7 +6,7 @@ import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -74,14 +74,6 @@ def unchecked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         from hf_sharpness.engine.guard import Guard
 
         monkeypatch.setattr(Guard, "step_begins", lambda self, due: None)
-
-
-@pytest.fixture(autouse=True)
-def modes_end() -> Iterator[None]:
-    """A mode of torch that an interrupt between two lines has left on ends with the test."""
-    yield
-    while torch._C._len_torch_function_stack():
-        torch._C._pop_torch_function_stack()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from .. import vectors
+from .for_a_while import leave
 from .watch import reads_gradient
 
 Attributes = dict[int, dict[str, Any]]
@@ -90,10 +91,16 @@ class FirstStep:
         """Look no longer."""
         for hook in self.hooks:
             hook.remove()
+        self._leave()
+
+    def _leave(self) -> None:
+        leave(self.mode)
+        self.mode = None
 
     def _begins(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self.done or self.mode is not None or torch.compiler.is_compiling():
+        if self.done or torch.compiler.is_compiling():
             return
+        self._leave()  # an earlier step has failed
         parameters = _with_gradient(optimizer)
         if parameters:
             self.before = vectors.norms(vectors.local(parameters))
@@ -101,10 +108,10 @@ class FirstStep:
             self.mode.__enter__()
 
     def _ends(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        mode, self.mode = self.mode, None
+        mode = self.mode
+        self._leave()
         if mode is None:
             return
-        mode.__exit__(None, None, None)
         now = [] if mode.reads else vectors.norms(vectors.local(list(mode.parameters.values())))
         if now and all(torch.equal(a, b) for a, b in zip(now, self.before, strict=True)):
             return  # it has not stepped yet

@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from .. import vectors
 from ..vectors import Vector
+from .for_a_while import hooked
 
 SHARE = 0.05
 """A deviation above this share of what the perturbation itself changes spoils the update."""
@@ -43,11 +44,8 @@ class Trace:
         if not self.records:
             yield
             return
-        handle = register_module_forward_hook(self._note)
-        try:
+        with hooked(register_module_forward_hook, self._note):
             yield
-        finally:
-            handle.remove()
 
     def _note(self, module: nn.Module, args: Any, output: Any) -> None:
         if len(self.calls) < MOST_CALLS:

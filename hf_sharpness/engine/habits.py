@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .elsewhere import check_left, check_pass, gradient_attributes
+from .for_a_while import hooked
 from .micro_batch import Closure
 from .parallel import sharded_modules
 from .state import State
@@ -115,22 +116,15 @@ class Habits:
     def _meeting_modules(self, state: State) -> Iterator[None]:
         """Inside, modules outside the model that are called in train mode become known."""
         known = {id(module) for module in self.model.modules()}
-        over = False
 
         def meet(module: nn.Module, args: Any) -> None:
-            if not over and id(module) not in known:
+            if id(module) not in known:
                 known.update(id(inner) for inner in module.modules())
                 if module.training and any(True for _ in module.buffers()):
                     state.include(module)
 
-        handle = None
-        try:
-            handle = register_module_forward_pre_hook(meet)
+        with hooked(register_module_forward_pre_hook, meet):
             yield
-        finally:
-            over = True  # an interrupt that comes before the next line leaves the hook, which does nothing from then on
-            if handle is not None:
-                handle.remove()
 
     def others(self) -> list[Tensor]:
         """Tensors outside the model and the base optimizer that the closures leave gradients on.

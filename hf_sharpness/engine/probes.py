@@ -14,6 +14,7 @@ from . import rounding
 from .climbs import Climbs
 from .course import Course
 from .earlier import EarlierGradients
+from .for_a_while import run_under
 from .habits import Habits
 from .micro_batch import MicroBatch
 from .optimizers import maximizes
@@ -80,8 +81,7 @@ class Probes(Climbs):
         torch.set_grad_enabled(False)  # restore() turns it on again, wherever an interrupt comes
         loss: Tensor | None = None
         try:
-            with mode:
-                loss = self._pass(reduce=True)
+            loss = run_under(mode, lambda: self._pass(reduce=True))
         except Exception as error:
             # torch's own words where a tensor was to have a gradient: a hook on it, retain_grad(), an extension.
             mode.incomplete |= isinstance(error, RuntimeError) and "grad" in str(error)
@@ -102,8 +102,7 @@ class Probes(Climbs):
     def _with_derivatives(self) -> Tensor:
         """The loss of a whole pass, whose gradients are dropped."""
         mode = self.skip_backward = SkipBackward(self.trainable, skips=False)
-        with mode:
-            loss = self._pass(reduce=False)
+        loss = run_under(mode, lambda: self._pass(reduce=False))
         self._end_probe()
         if self.habits.are_whole_steps:
             loss = self._descended(loss, mode)
@@ -114,6 +113,5 @@ class Probes(Climbs):
 
     def _end_probe(self) -> None:
         if self.skip_backward is not None:
-            self.skip_backward.over = True
             self.skip_backward = None
             torch.set_grad_enabled(True)

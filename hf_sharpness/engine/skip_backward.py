@@ -23,12 +23,9 @@ class SkipBackward(TorchFunctionMode):
         losses: what ``backward`` was called on, detached: scalars without a gradient of their own.
         chained: whether a gradient of other tensors than parameters was read after a backward pass, as by gradient
             caching, whose later ``losses`` are then none: they only carry that gradient on.
-        over: whether the probe has ended. An interrupt that comes while the mode is being left leaves it on torch's
-            stack, where it must do nothing from then on.
         incomplete: whether the closure wanted derivatives for its loss, which it cannot have like this.
     """
 
-    over = False
     incomplete = False
     skipped = False
     chained = False
@@ -41,16 +38,15 @@ class SkipBackward(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not self.over:
-            if func in BACKWARD:
-                self._note(*args, **kwargs)
-                if self.skips:
-                    self.skipped = True
-                    return None
-            if reads_gradient(func):
-                self.incomplete |= self.skipped
-                self.chained |= bool(self.losses) and id(args[0]) not in self.parameters
-            self.incomplete |= func is torch.autograd.grad
+        if func in BACKWARD:
+            self._note(*args, **kwargs)
+            if self.skips:
+                self.skipped = True
+                return None
+        if reads_gradient(func):
+            self.incomplete |= self.skipped
+            self.chained |= bool(self.losses) and id(args[0]) not in self.parameters
+        self.incomplete |= func is torch.autograd.grad
         return func(*args, **kwargs)
 
     def _note(self, tensors: Any, gradient: Any = None, *args: Any, grad_tensors: Any = None, **kwargs: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .for_a_while import run_under
 from .overridable import make_backward_overridable
 
 make_backward_overridable()
@@ -51,20 +52,13 @@ class Watch(TorchFunctionMode):
         self.leaves: dict[int, Tensor] = {}
         self.factors: list[float | None] = []
         self.gradients: dict[int, Tensor] = {}
-        self.over = False
 
     def run(self, closure: Callable[[], Any]) -> Any:
         """Call it under watch."""
-        try:
-            with self:
-                return closure()
-        finally:
-            self.over = True  # an interrupt that comes while the mode is being left leaves it on torch's stack
+        return run_under(self, closure)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.over:
-            return func(*args, **kwargs)
         if func in BACKWARD:
             self._begins(args[0] if args else kwargs.get("tensors"))
         elif func is torch.autograd.grad:

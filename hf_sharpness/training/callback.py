@@ -17,6 +17,7 @@ class Listener(Protocol):
     """What the callback tells of the loop's moments: the Trainer's side of it."""
 
     args: Any
+    state: TrainerState
     _engine: Engine | None
 
     uses_sharpness: bool
@@ -48,8 +49,10 @@ class SharpnessCallback(TrainerCallback, ExportableState):
         """Tell this trainer (held weakly) what happens."""
         self._trainer = weakref.ref(trainer)
         _trainers.add(trainer)
-        if trainer._engine is not None:  # attached in the first step
+        if trainer._engine is not None:  # attached in the first step, of whose beginning it has not been told
             self._watch = Watch(trainer, trainer._engine)
+            self._watch.begin(trainer.state)
+            self._watch.before_step(trainer.state)
 
     @property
     def listener(self) -> Listener | None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
+from ..engine.for_a_while import hooked
 from ..engine.optimizers import base_optimizer
 
 OPTIMIZER_STEPS = (
@@ -52,12 +53,8 @@ class OptimizerGuard:
         self.trained = {id(p) for p in trained}
         held = [value for value in vars(holder).values() if isinstance(value, Optimizer)]
         self.held = {id(base_optimizer(optimizer)) for optimizer in held}
-        handle = register_optimizer_step_pre_hook(self._before_step)
-        try:
-            with self.watched():
-                yield
-        finally:
-            handle.remove()
+        with hooked(register_optimizer_step_pre_hook, self._before_step), self.watched():
+            yield
 
     @contextlib.contextmanager
     def watched(self, watching: bool = True) -> Iterator[None]:

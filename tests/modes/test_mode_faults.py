@@ -22,6 +22,7 @@ from specs_of_modes import BASE, DEEP, METHODS, scoped, without_decay
 from torch import Tensor, nn
 
 import hf_sharpness
+from hf_sharpness.engine.for_a_while import modes_on
 
 ALL = [*METHODS, *DEEP, *[scoped(spec, "micro_batch") for spec in METHODS if spec.method != "xsam"]]
 by_method = pytest.mark.parametrize("spec", METHODS, ids=str)
@@ -143,6 +144,7 @@ def test_an_interrupt_at_any_line(spec: Spec, accumulation: int) -> None:
             else:
                 assert wire.lines < number, "fewer lines came by, as some is known from the step before"
         assert torch.equal(flat(loop.model), before), wire.where
+        assert not modes_on(), wire.where
     loop.optimizer.zero_grad()
     loop.backward(1)
     loop.optimizer.step()

@@ -7,10 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from interrupts import interrupted_everywhere
+from models import Net, classification
+from reference import flat
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hf_sharpness.training.gradient_watch import GradientWatch, _other_modes
+from hf_sharpness import Trainer
+from hf_sharpness.engine.for_a_while import modes_on
+from hf_sharpness.training import gradient_watch
+from hf_sharpness.training.gradient_watch import GradientWatch
 
 
 @pytest.fixture
@@ -28,7 +34,7 @@ def watch(model: nn.Module) -> Iterator[GradientWatch]:
     watch = GradientWatch(model.parameters())
     yield watch
     watch.close()
-    assert not _other_modes(), "it leaves no mode behind"
+    assert not modes_on(), "it leaves no mode behind"
 
 
 def replaced(model: nn.Module) -> None:
@@ -98,7 +104,7 @@ def test_reading_is_no_change(model: nn.Module, watch: GradientWatch) -> None:
 
 def test_without_the_mode_what_goes_through_data_is_not_looked_for(model: nn.Module, watch: GradientWatch) -> None:
     watch.note(through_data=False)
-    assert not _other_modes()
+    assert not modes_on()
     through_data(model)
     assert not watch.changed()
     written(model)
@@ -113,9 +119,9 @@ def test_a_mode_of_the_programs_own_keeps_its_place(model: nn.Module, watch: Gra
             return func(*args, **(kwargs or {}))
 
     with Own():
-        assert _other_modes()
+        assert modes_on()
         watch.note()
-    assert not _other_modes()
+    assert not modes_on()
     written(model)
     assert watch.changed()
 
@@ -126,3 +132,28 @@ def test_a_closed_watch_keeps_nothing_alive(model: nn.Module, watch: GradientWat
     watch.close()
     assert not watch.noted
     assert watch.aliases is None
+
+
+class Overrides(Trainer):
+    """With a ``training_step`` of its own, in which gradients are watched."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        return super().training_step(*args, **kwargs)
+
+
+def test_an_interrupt_of_a_training(train: Any) -> None:
+    """Wherever it begins or ends to watch gradients: afterwards nothing of that is on, and the weights are unmoved."""
+    items = classification(8, torch.float32)
+    arguments = {"optim": "sam", "base_optim": "sgd", "max_steps": 1, "trainer_class": Overrides}
+
+    def run() -> None:
+        ended = train(Net(), items, **arguments, catch=KeyboardInterrupt)
+        weights.append(flat(ended.model))
+        if ended.error is not None:
+            assert any(torch.equal(weights[-1], clean) for clean in (flat(Net()), weights[0]))
+            raise ended.error
+
+    weights: list[Tensor] = []
+    run()
+    for number in interrupted_everywhere(run, (gradient_watch.__file__,), ("note", "close")):
+        assert not modes_on(), number

@@ -23,9 +23,6 @@ class Discovery(TorchDispatchMode):
         on_write: called with each that is going to be written.
     """
 
-    over = False
-    """An interrupt that comes while the mode is being left leaves it on torch's stack: it then does nothing."""
-
     def __init__(self, storages: Iterable[int], on_write: Callable[[int], None]) -> None:
         super().__init__()
         self.storages = set(storages)
@@ -38,12 +35,11 @@ class Discovery(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not self.over:
-            for tensor in _written(func, args, kwargs):
-                storage = storage_of(tensor)
-                if storage in self.storages:
-                    self.storages.remove(storage)
-                    self.on_write(storage)
+        for tensor in _written(func, args, kwargs):
+            storage = storage_of(tensor)
+            if storage in self.storages:
+                self.storages.remove(storage)
+                self.on_write(storage)
         if func is torch.ops.aten.detach.default and not isinstance(args[0], Tensor):
             # torch hands a mode a number that autograd has saved (``x / 2``) as a number, which this operator refuses.
             return torch.tensor(args[0], dtype=torch.float64 if isinstance(args[0], float) else None)

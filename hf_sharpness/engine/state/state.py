@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ...vectors import is_sharded, local
+from ..for_a_while import leave
 from ..overlap import extent_in_bytes
 from .checked_steps import CheckedSteps
 from .discovery import Discovery
@@ -265,4 +266,4 @@ class State:
             with mode:
                 yield
         finally:
-            mode.over = True
+            leave(mode)
