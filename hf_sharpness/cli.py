@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     run.add_argument("arguments", nargs=argparse.REMAINDER)
     compare = commands.add_parser(
-        "compare", help="does it help on my task? compare RECIPE [--arms base,sam,wsam,xsam] [...]", add_help=False
+        "compare", help="does it help on my task? compare RECIPE [--arms base,METHOD,...] [...]", add_help=False
     )
     compare.add_argument("arguments", nargs=argparse.REMAINDER)
     rho = commands.add_parser("rho", help="which rho? a range test: rho RECIPE [--batches 4] [...]", add_help=False)

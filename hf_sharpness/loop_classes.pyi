@@ -42,8 +42,8 @@ class SAM(SharpnessAware):
         rho_schedule: The length of the perturbation from step to step: `constant`: rho as it is given; `lr`: rho
             times the learning rate over its peak; `linear`: up in equal steps over the first tenth of the
             sharpness-aware steps. Default: constant.
-        fraction: The part f of each batch that the further pass of sam and wsam goes over: its first micro-batches,
-            for 1 + f passes a step, or without gradient accumulation its first examples, for 1 + 2f. Default: 1.0.
+        fraction: The part f of each batch that the further pass goes over: its first micro-batches, for 1 + f
+            passes a step, or without gradient accumulation its first examples, for 1 + 2f. Default: 1.0.
         target_modules: Perturb the parameters of these modules alone: names or globs between commas, or the words
             `norm` (normalisation layers) and `head` (what makes the logits). All others take the gradient found
             there too.
@@ -120,8 +120,8 @@ class WSAM(SharpnessAware):
         rho_schedule: The length of the perturbation from step to step: `constant`: rho as it is given; `lr`: rho
             times the learning rate over its peak; `linear`: up in equal steps over the first tenth of the
             sharpness-aware steps. Default: constant.
-        fraction: The part f of each batch that the further pass of sam and wsam goes over: its first micro-batches,
-            for 1 + f passes a step, or without gradient accumulation its first examples, for 1 + 2f. Default: 1.0.
+        fraction: The part f of each batch that the further pass goes over: its first micro-batches, for 1 + f
+            passes a step, or without gradient accumulation its first examples, for 1 + 2f. Default: 1.0.
         target_modules: Perturb the parameters of these modules alone: names or globs between commas, or the words
             `norm` (normalisation layers) and `head` (what makes the logits). All others take the gradient found
             there too.
@@ -200,8 +200,8 @@ class XSAM(SharpnessAware):
         rho_schedule: The length of the perturbation from step to step: `constant`: rho as it is given; `lr`: rho
             times the learning rate over its peak; `linear`: up in equal steps over the first tenth of the
             sharpness-aware steps. Default: constant.
-        fraction: The part f of each batch that the further pass of sam and wsam goes over: its first micro-batches,
-            for 1 + f passes a step, or without gradient accumulation its first examples, for 1 + 2f. Default: 1.0.
+        fraction: The part f of each batch that the further pass goes over: its first micro-batches, for 1 + f
+            passes a step, or without gradient accumulation its first examples, for 1 + 2f. Default: 1.0.
         target_modules: Perturb the parameters of these modules alone: names or globs between commas, or the words
             `norm` (normalisation layers) and `head` (what makes the logits). All others take the gradient found
             there too.

@@ -25,6 +25,7 @@ from .engine.decay import to_look_ahead_in
 from .engine.deepspeed.step import DeferredStep
 from .engine.deepspeed.supported import USED_BEFORE, ZeroWeights, weights_of
 from .engine.parallel import gradients_unreduced
+from .methods import METHODS
 from .other_trainers import method_check
 from .sharing import config
 from .training import card, kept
@@ -214,8 +215,8 @@ class _SharpnessTrainer(MixinBase):
         if self._engine is None or self._steps is None or not self._steps.gradient_is_ready:
             raise RuntimeError(
                 f"optim={self.args.optim!r} had no effect: the training loop of {type(self).__name__} does not call "
-                "training_step, where sharpness-aware steps are made: have it call training_step, or use SAM, WSAM or "
-                "XSAM of this package in it"
+                "training_step, where sharpness-aware steps are made: have it call training_step, or use "
+                f"{METHODS[self.args.optim].__name__} of this package in it"
             )
         self._steps.gradient_is_ready = False
         self._averages.add(self._engine.metrics)

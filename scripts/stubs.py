@@ -6,6 +6,7 @@ python scripts/stubs.py --write    # put them beside the modules
 
 from __future__ import annotations
 
+import ast
 import inspect
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import hf_sharpness
+import hf_sharpness.methods
 from hf_sharpness.argument_definitions import definitions
 from hf_sharpness.argument_fields import ArgumentFields, make_fields
 from hf_sharpness.loop import loop_class
@@ -38,6 +40,16 @@ class ArgumentFields:
 def make_fields() -> None:
     {_quoted(make_fields)}
 """
+
+
+def methods() -> str:
+    """The stub of ``hf_sharpness/methods/__init__.py``."""
+    tree = ast.parse((PACKAGE / "methods" / "__init__.py").read_text())
+    relative = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.level == 1]
+    homes = {alias.name: node.module for node in relative for alias in node.names}
+    homes |= {cls.__name__: cls.__module__.rpartition(".")[2] for cls in METHODS.values()}
+    imports = "\n".join(f"from .{home} import {name} as {name}" for name, home in homes.items())
+    return f"{ABOUT}\n{imports}\n\n__all__ = {hf_sharpness.methods.__all__!r}\n"
 
 
 def loop_classes() -> str:
@@ -91,13 +103,16 @@ def _quoted(documented: Any) -> str:
     return textwrap.indent(f'"""{text}' + ("\n" if "\n" in text else "") + '"""', "    ").lstrip()
 
 
-STUBS = {"argument_fields.pyi": argument_fields, "loop_classes.pyi": loop_classes}
+STUBS = {"argument_fields.pyi": argument_fields, "loop_classes.pyi": loop_classes, "methods/__init__.pyi": methods}
 
 
 def stub(name: str) -> str:
     """The text of a stub by its file's name."""
-    command = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(PACKAGE / name), "-"]
-    return subprocess.run(command, input=STUBS[name](), capture_output=True, text=True, check=True).stdout
+    text = STUBS[name]()
+    for command in (["check", "--fix-only", "--quiet"], ["format"]):
+        command = [sys.executable, "-m", "ruff", *command, "--stdin-filename", str(PACKAGE / name), "-"]
+        text = subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+    return text
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """`hf-sharpness compare`: the command line.
 
-hf-sharpness compare RECIPE [--arms base,sam,wsam,xsam] [--sam_rho .01,.02,.05] [--any_training_argument VALUE]
+hf-sharpness compare RECIPE [--arms base,METHOD,...] [--sam_rho .01,.02,.05] [--any_training_argument VALUE]
 hf-sharpness compare --script train.py --metric eval_accuracy [...] -- SCRIPT ARGUMENTS
 hf-sharpness compare --report FOLDER [FOLDER ...]
 """

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import vectors
-from ..methods import Method, Options
+from ..methods import METHODS, Method, Options
 from ..vectors import Vector
 from .buckets import average_over_ranks_
 from .micro_batch import Closure, MicroBatch
@@ -40,7 +40,8 @@ def check_fraction(method: Method, fraction: float, scope: str, prefix: str = ""
         return
     what = f"{prefix}fraction={fraction!r}"
     if not method.allows_fraction:
-        raise ValueError(f"{what} is not defined for {method.name}: use sam or wsam, or {prefix}fraction=1")
+        defined = " or ".join(name for name, cls in METHODS.items() if cls.allows_fraction)
+        raise ValueError(f"{what} is not defined for {method.name}: use {defined}, or {prefix}fraction=1")
     if method.decides_replays or method.replays != 1:
         raise ValueError(
             f"{what} is defined for one ascent step, and {method.name} makes another number of further passes here: "

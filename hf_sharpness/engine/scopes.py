@@ -10,16 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from .. import vectors
-from ..methods import Method
+from ..methods import METHODS, Method
 from .buckets import average_over_ranks_
 from .comm_hooks import HookMemory, hook_states
 from .parallel import data_parallel_module, gradients_unreduced, sharded_modules, shards_reduced
 
 IN_JOIN = (
     "within torch.distributed.algorithms.Join, whose ranks that have run out of data answer DDP's own communication "
-    "and no other, sharpness-aware steps are SAM's and WSAM's in scope='global' with fraction=1, without gradients of "
-    "earlier backward passes: use those, or give all ranks equally many batches (drop_last=True, a DistributedSampler)"
+    "and no other, sharpness-aware steps are those of {methods} in scope='global' with fraction=1, without gradients "
+    "of earlier backward passes: use those, or give all ranks equally many batches (drop_last=True, a "
+    "DistributedSampler)"
 )
+
+
+def _has_collectives(method: type[Method]) -> bool:
+    return method.probes is not Method.probes or method.replays_of is not Method.replays_of
+
+
+def _refused_in_join() -> RuntimeError:
+    return RuntimeError(IN_JOIN.format(methods=", ".join(n for n, cls in METHODS.items() if not _has_collectives(cls))))
 
 
 class Scope:
@@ -49,7 +58,7 @@ class Scope:
         self.adds_after_step = method.adds_after_step
         self.decides_replays = method.decides_replays
         # A method that probes compares losses over ranks; a part's gradient may have to be averaged by itself.
-        self.has_collectives = in_parts or method.decides_replays or type(method).probes is not Method.probes
+        self.has_collectives = in_parts or _has_collectives(type(method))
         self.model = model
         self.data_parallel = data_parallel_module(model)
         self.has_to_average = False
@@ -64,7 +73,7 @@ class Scope:
         wrapper = self.data_parallel
         # Private in torch: nothing public tells that `Join` is on.
         if wrapper is not None and wrapper._join_config.enable and (self.averages_itself or self.has_collectives):
-            raise RuntimeError(IN_JOIN)
+            raise _refused_in_join()
         self.hook_memory = HookMemory(wrapper) if wrapper is not None and hook_states(wrapper) else None
 
     def before_replay(self) -> None:
@@ -140,7 +149,7 @@ class Scope:
         if not earlier or wrapper is None or self.averages_itself or not wrapper.require_backward_grad_sync:
             return earlier
         if wrapper._join_config.enable:
-            raise RuntimeError(IN_JOIN)
+            raise _refused_in_join()
         params = self._on_any_rank([p for p in wrapper.parameters() if p.requires_grad], lambda p: p in earlier)
         for parameter in params:
             if parameter not in earlier:

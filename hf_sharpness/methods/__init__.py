@@ -1,23 +1,33 @@
-"""The methods, each in a file of its own, and what an author of another one needs."""
+"""The methods, each in a file of its own, and what an author of another one needs.
+
+A file in this folder that registers a method is all there is to it: nobody else names it. For editors and type checkers
+``__init__.pyi`` says in so many words what is here: ``scripts/stubs.py`` writes it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
 
 from .base import Method
 from .hyperparameters import Hyperparameter, check_hyperparameters, hyperparameter, hyperparameters, is_count, is_number
 from .options import SCOPES, Options
 from .registry import METHODS, register
-from .sam import SAM
+from .signs import Seen, Sign
 from .step import Step
-from .wsam import WSAM
-from .xsam import XSAM
 
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
+_own = {cls.__name__: cls for cls in METHODS.values()}
+globals().update(_own)
 __all__ = [
     "METHODS",
-    "SAM",
     "SCOPES",
-    "WSAM",
-    "XSAM",
     "Hyperparameter",
     "Method",
     "Options",
+    "Seen",
+    "Sign",
     "Step",
     "check_hyperparameters",
     "hyperparameter",
@@ -26,3 +36,4 @@ __all__ = [
     "is_number",
     "register",
 ]
+__all__ += list(_own)

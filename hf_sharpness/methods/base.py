@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .hyperparameters import check_hyperparameters
+from .signs import Sign
 from .step import Step
 
 
@@ -37,6 +38,8 @@ class Method:
     """Which of these metrics is the size of what is added after the step over the base's step. Empty: none."""
     radii: ClassVar[tuple[str, ...]] = ("rho",)
     """Hyper-parameters that are lengths of the perturbation, those that it has: ``sam_rho_schedule`` scales them."""
+    signs: ClassVar[tuple[Sign, ...]] = ()
+    """What shows, in the logs of a training, that the hyper-parameters do not fit: see ``methods/signs.py``."""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """For tables: forms of the method, each with hyper-parameters. Empty: one, by the method's name."""
     shown: ClassVar[Mapping[str, str]] = {}
@@ -158,6 +161,12 @@ class Method:
         """The hyper-parameters of ``radii`` by name, those that the method has and that are set."""
         found = {name: getattr(self, name, None) for name in self.radii}
         return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def usual(self) -> dict[str, float]:
+        """What regularises, by name -> its value by default, as the method is set up. By default its ``radii``."""
+        defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(self)}
+        return {name: defaults[name] for name in self.radii if defaults.get(name) is not None}
 
     def start_epoch(self) -> None:
         """Take note that an epoch begins; its first sharpness-aware step is the next or a later one."""

@@ -94,7 +94,7 @@ class Options:
 
     fraction: float = hyperparameter(
         1.0,
-        help="The part f of each batch that the further pass of sam and wsam goes over: its first micro-batches, for "
+        help="The part f of each batch that the further pass goes over: its first micro-batches, for "
         "1 + f passes a step, or without gradient accumulation its first examples, for 1 + 2f.",
         require="must be a number with 0 < fraction <= 1",
         valid=lambda v: is_number(v) and 0 < v <= 1,

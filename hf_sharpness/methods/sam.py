@@ -85,6 +85,10 @@ class SAM(Method):
         return {**super().meanings(settings, adaptive_base), "rho": asam if settings["adaptive"] else "SAM"}
 
     @property
+    def usual(self) -> dict[str, float]:
+        return {name: length * (10 if self.adaptive else 1) for name, length in super().usual.items()}
+
+    @property
     def replays(self) -> int:
         return self.steps
 

@@ -10,6 +10,7 @@ from ..vectors import add_, scale_
 from .hyperparameters import hyperparameter, is_number
 from .registry import register
 from .sam import SAM
+from .signs import FEW, LONG, Seen, Sign, mean
 from .step import Step
 
 MODES = ("auto", "coupled", "decoupled", "preconditioned")
@@ -21,6 +22,35 @@ DEFAULT_GAMMA = {"decoupled": 0.9, "coupled": 0.6, "preconditioned": 0.5}
 def resolved_mode(mode: str, adaptive_base: bool) -> str:
     """The mode that ``auto`` stands for around such a base optimizer, or the mode itself."""
     return mode if mode != "auto" else "coupled" if adaptive_base else "decoupled"
+
+
+def does_nothing(seen: Seen) -> str | None:
+    """Decoupled WSAM whose term is lost beside the base optimizer's step."""
+    last = seen.ratios[-LONG:]
+    if len(last) < LONG or max(last) >= 0.01:
+        return None
+    return (
+        f"{seen.named('mode')} does next to nothing here: wsam_step_ratio, the size of its step over the base "
+        f"optimizer's, has been below 1 % for {LONG} logs (now {last[-1]:.2g}). Use wsam_mode='coupled'"
+    )
+
+
+def gamma_too_close_to_1(seen: Seen) -> str | None:
+    """Coupled WSAM that climbs the loss: the coefficient of g is far below zero, and the loss rises."""
+    method = seen.method
+    if method.mode != "coupled" or len(seen.losses) < 2 * FEW:
+        return None
+    gamma = method.gamma
+    coefficient = (1 - 2 * gamma) / (1 - gamma)
+    means = [mean(seen.losses[end - FEW : end]) for end in range(FEW, len(seen.losses) + 1)]
+    lowest = min(seen.losses[0], *means)
+    if coefficient > -2 or not means[-1] > 1.2 * lowest:
+        return None
+    return (
+        f"{seen.named('gamma')} is too close to 1 for the coupled mode: the gradient at the weights counts "
+        f"{coefficient:.2g} times, and the loss rises (from {lowest:.3g} to {means[-1]:.3g}). Use "
+        f"{seen.argument('gamma')}={DEFAULT_GAMMA['coupled']} or less"
+    )
 
 
 @register
@@ -58,6 +88,7 @@ class WSAM(SAM):
         "WSAM decoupled": {"mode": "decoupled"},
     }
     without_after_step: ClassVar[tuple[str, Any] | None] = ("mode", "coupled")
+    signs: ClassVar[tuple[Sign, ...]] = (does_nothing, gamma_too_close_to_1)
 
     mode: str = hyperparameter(
         "auto",
@@ -89,6 +120,10 @@ class WSAM(SAM):
     def described(self) -> str:
         others = dataclasses.replace(self, mode="auto", gamma=None)
         return f"{super(WSAM, others).described}, gamma {self.gamma} {self.mode}"
+
+    @property
+    def usual(self) -> dict[str, float]:
+        return {**super().usual, "gamma": DEFAULT_GAMMA[self.mode]}
 
     @property
     def is_plain(self) -> bool:

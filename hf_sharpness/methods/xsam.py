@@ -14,7 +14,27 @@ from .alpha_search import SEARCHES, chosen
 from .hyperparameters import hyperparameter, is_count, is_number
 from .registry import register
 from .sam import SAM
+from .signs import CHANCE, Seen, Sign
 from .step import Step
+
+
+def alpha_at_the_end(seen: Seen) -> str | None:
+    """XSAM's search that would go on beyond its grid."""
+    last = seen.method.found_lately
+    if len(last) < CHANCE:
+        return None
+    highest = seen.method.alpha_max
+    if all(alpha >= highest * (1 - 1e-6) for alpha in last):
+        return (
+            f"alpha was found at the upper end of its grid in {CHANCE} searches in a row: the highest loss lies "
+            f"beyond {seen.named('alpha_max')}. Raise it, or lower {seen.argument('rho_max')}"
+        )
+    if all(alpha <= highest * 1e-6 for alpha in last):
+        return (
+            f"alpha was found at the lower end of its grid, 0, in {CHANCE} searches in a row: the gradient after the "
+            f"ascent adds nothing. Lower {seen.argument('rho_max')}, or use optim='sam'"
+        )
+    return None
 
 
 @register
@@ -45,6 +65,7 @@ class XSAM(SAM):
     metrics: ClassVar[tuple[str, ...]] = ("xsam_alpha", "xsam_psi")
     radii: ClassVar[tuple[str, ...]] = ("rho", "rho_max")
     shown: ClassVar[Mapping[str, str]] = {"alpha": "alpha_in_use"}
+    signs: ClassVar[tuple[Sign, ...]] = (alpha_at_the_end,)
     without_epochs: ClassVar[Mapping[str, Any]] = {"refresh": 100}
 
     rho_max: float | None = hyperparameter(
@@ -91,6 +112,7 @@ class XSAM(SAM):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.found_alpha: float | None = None
+        self.found_lately: list[float] = []
         self.steps_taken = 0
         self.epoch_begins = False
 
@@ -136,6 +158,8 @@ class XSAM(SAM):
 
         if self.search_due:
             self.found_alpha = self.find_alpha(step, v0, g, v0_norm, g_norm, psi)
+            if self.found_alpha is not None:
+                self.found_lately = [*self.found_lately, self.found_alpha][-CHANCE:]
         self.steps_taken += 1
         self.epoch_begins = False
         alpha = 1.0 if self.alpha_in_use is None else self.alpha_in_use

@@ -1,7 +1,6 @@
-"""Signs that a method's hyper-parameters do not fit, told while the training still runs.
+"""Signs that hyper-parameters do not fit, told while the training still runs: any method's, and those of its own.
 
-Each is one warning that names the argument and the remedy. The thresholds are coarse on purpose: a training that goes
-well, however noisy, must pass in silence.
+``methods/signs.py`` says what a sign is.
 """
 
 from __future__ import annotations
@@ -15,16 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..methods import METHODS, WSAM, XSAM, Method
+from ..methods import METHODS, Method
 from ..methods.registry import arguments_of
-from ..methods.wsam import DEFAULT_GAMMA
-
-LONG = 10
-"""How many logs in a row are long."""
-FEW = 5
-"""How many logs make a mean."""
-SEARCHES = 3
-"""How many searches of alpha, or rises of the evaluation loss, in a row are no chance."""
+from ..methods.signs import CHANCE, FEW, LONG, mean
 
 
 class Signs:
@@ -46,21 +38,13 @@ class Signs:
         self.late: list[float] = []
         self.since_evaluation: list[float] = []
         self.evaluations: list[tuple[float, float]] = []
-        self.alphas: list[float] = []
-        self.searching = False
         self.not_finite: Tensor | None = None
         self.steps_not_finite = 0
         self.epoch = 0.0
         self.found: set[Callable[[Signs], str | None]] = set()
 
-    def before_step(self) -> None:
-        """Take note whether the coming step searches for alpha."""
-        self.searching = isinstance(self.method, XSAM) and self.method.search_due
-
     def step(self, metrics: dict[str, Tensor | float]) -> None:
         """Take in what a step measured; no synchronisation with an accelerator."""
-        if metrics and self.searching and isinstance(self.method, XSAM) and self.method.found_alpha is not None:
-            self.alphas.append(self.method.found_alpha)
         losses = [value for name in ("loss", "perturbed_loss") if isinstance(value := metrics.get(name), Tensor)]
         if losses:
             bad = ~torch.stack(losses).isfinite().all()
@@ -72,12 +56,12 @@ class Signs:
             self.steps_not_finite, self.not_finite = self.steps_not_finite + int(self.not_finite), None
         if "eval_loss" in logs:
             if self.since_evaluation:
-                self.evaluations.append((_mean(self.since_evaluation), logs["eval_loss"]))
+                self.evaluations.append((mean(self.since_evaluation), logs["eval_loss"]))
             self.since_evaluation = []
         elif "loss" in logs and "learning_rate" in logs:
             self._add(float(logs["loss"]), logs, epoch)
         self.epoch = epoch
-        for sign in SIGNS:
+        for sign in (*SIGNS, *self.method.signs):
             if sign not in self.found and (problem := sign(self)) is not None:
                 self.found.add(sign)
                 if is_main:
@@ -87,8 +71,8 @@ class Signs:
         self.losses.append(loss)
         self.since_evaluation.append(loss)
         self.sharpness.append(logs.get("sharpness", 0.0))
-        if "wsam_step_ratio" in logs:
-            self.ratios.append(logs["wsam_step_ratio"])
+        if self.method.step_ratio in logs:
+            self.ratios.append(logs[self.method.step_ratio])
         if epoch > (0.5 if self.args.num_train_epochs <= 1 else 1):
             self.late.append(loss)
 
@@ -101,16 +85,6 @@ class Signs:
         """What a field of the method is called among the arguments; None where it has no such field."""
         own = arguments_of(METHODS[self.method.name])
         return next((argument for argument, h in own.items() if h.name == field), None)
-
-    @property
-    def usual(self) -> dict[str, float]:
-        """What rho and gamma are by default, where the method has them; ASAM's rho is ten times SAM's."""
-        usual = {}
-        if self.argument("rho"):
-            usual["rho"] = type(self.method).rho * (10 if getattr(self.method, "adaptive", False) else 1)  # type: ignore[attr-defined]
-        if isinstance(self.method, WSAM):
-            usual["gamma"] = DEFAULT_GAMMA[self.method.mode]
-        return usual
 
 
 def rho_too_large(seen: Signs) -> str | None:
@@ -127,74 +101,26 @@ def rho_too_large(seen: Signs) -> str | None:
     )
 
 
-def does_nothing(seen: Signs) -> str | None:
-    """Decoupled WSAM whose term is lost beside the base optimizer's step."""
-    last = seen.ratios[-LONG:]
-    if len(last) < LONG or max(last) >= 0.01:
-        return None
-    return (
-        f"{seen.named('mode')} does next to nothing here: wsam_step_ratio, the size of its step over the base "
-        f"optimizer's, has been below 1 % for {LONG} logs (now {last[-1]:.2g}). Use wsam_mode='coupled'"
-    )
-
-
-def gamma_too_close_to_1(seen: Signs) -> str | None:
-    """Coupled WSAM that climbs the loss: the coefficient of g is far below zero, and the loss rises."""
-    method = seen.method
-    if not isinstance(method, WSAM) or method.gamma is None or method.mode != "coupled" or len(seen.losses) < 2 * FEW:
-        return None
-    gamma = method.gamma
-    coefficient = (1 - 2 * gamma) / (1 - gamma)
-    means = [_mean(seen.losses[end - FEW : end]) for end in range(FEW, len(seen.losses) + 1)]
-    lowest = min(seen.losses[0], *means)
-    if coefficient > -2 or not means[-1] > 1.2 * lowest:
-        return None
-    return (
-        f"{seen.named('gamma')} is too close to 1 for the coupled mode: the gradient at the weights counts "
-        f"{coefficient:.2g} times, and the loss rises (from {lowest:.3g} to {means[-1]:.3g}). Use "
-        f"{seen.argument('gamma')}={DEFAULT_GAMMA['coupled']} or less"
-    )
-
-
 def too_small(seen: Signs) -> str | None:
-    """Overfitting under a rho or gamma far below its default."""
-    last = seen.evaluations[-SEARCHES - 1 :]
+    """Overfitting under a hyper-parameter far below what regularises."""
+    last = seen.evaluations[-CHANCE - 1 :]
     falls_and_rises = all(b[0] < a[0] and b[1] > a[1] for a, b in itertools.pairwise(last))
-    if len(last) <= SEARCHES or not falls_and_rises:
+    if len(last) <= CHANCE or not falls_and_rises:
         return None
-    usual = seen.usual
+    usual = seen.method.usual
     small = [field for field, value in usual.items() if getattr(seen.method, field) < value / 2]
     if not small:
         return None
     remedy = " and ".join(f"{seen.argument(field)}={usual[field]}" for field in small)
     return (
         f"{' and '.join(map(seen.named, small))} too small to regularise: the training loss falls while the evaluation "
-        f"loss has risen {SEARCHES} times in a row (now {last[-1][1]:.3g}). Try {remedy}"
+        f"loss has risen {CHANCE} times in a row (now {last[-1][1]:.3g}). Try {remedy}"
     )
-
-
-def alpha_at_the_end(seen: Signs) -> str | None:
-    """XSAM's search that would go on beyond its grid."""
-    last = seen.alphas[-SEARCHES:]
-    if len(last) < SEARCHES or not isinstance(seen.method, XSAM):
-        return None
-    highest = seen.method.alpha_max
-    if all(alpha >= highest * (1 - 1e-6) for alpha in last):
-        return (
-            f"alpha was found at the upper end of its grid in {SEARCHES} searches in a row: the highest loss lies "
-            f"beyond {seen.named('alpha_max')}. Raise it, or lower {seen.argument('rho_max')}"
-        )
-    if all(alpha <= highest * 1e-6 for alpha in last):
-        return (
-            f"alpha was found at the lower end of its grid, 0, in {SEARCHES} searches in a row: the gradient after the "
-            f"ascent adds nothing. Lower {seen.argument('rho_max')}, or use optim='sam'"
-        )
-    return None
 
 
 def loss_not_finite(seen: Signs) -> str | None:
     """A loss that is NaN or infinite, before the ascent or after it; three steps under fp16 may be its scaler's."""
-    if seen.steps_not_finite <= (SEARCHES if seen.args.fp16 else 0):
+    if seen.steps_not_finite <= (CHANCE if seen.args.fp16 else 0):
         return None
     return (
         f"the loss was not finite in {seen.steps_not_finite} steps so far, at the weights or after the ascent: halve "
@@ -206,7 +132,7 @@ def no_better_than_guessing(seen: Signs) -> str | None:
     """A classifier that has learned nothing in the first epoch (in half of the only one)."""
     if seen.classes is None or len(seen.late) != FEW:
         return None
-    loss, guessing = _mean(seen.late), math.log(seen.classes)
+    loss, guessing = mean(seen.late), math.log(seen.classes)
     if not loss >= guessing:
         return None
     return (
@@ -218,17 +144,10 @@ def no_better_than_guessing(seen: Signs) -> str | None:
 
 SIGNS: tuple[Callable[[Signs], str | None], ...] = (
     rho_too_large,
-    does_nothing,
-    gamma_too_close_to_1,
     too_small,
-    alpha_at_the_end,
     loss_not_finite,
     no_better_than_guessing,
 )
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _classes(model: Any) -> int | None:

@@ -35,7 +35,6 @@ class Watch:
     def before_step(self, state: TrainerState) -> None:
         self.engine.course.measures = is_to_be_logged(self.arguments.args, state)
         self.arguments.before_step(state.is_world_process_zero)
-        self.signs.before_step()
 
     def micro_batch(self) -> None:
         self.summary.micro_batch()

@@ -111,7 +111,7 @@ def test_too_small_to_regularise(optim: str, given: dict[str, Any], rises: int, 
 )
 def test_alpha_at_an_end_of_its_grid(alphas: list[float], words: str | None) -> None:
     seen = signs("xsam", alpha_max=2.0)
-    seen.alphas = alphas
+    seen.method.found_lately = alphas  # type: ignore[attr-defined]
     found = told(seen, [{"loss": 1.0}])
     assert [words in message for message in found] == ([True] if words else [])
 

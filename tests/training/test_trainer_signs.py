@@ -14,6 +14,7 @@ from models import Net, classification
 from hf_sharpness.methods import Method, Step, hyperparameter, register
 from hf_sharpness.methods.hyperparameters import is_number
 from hf_sharpness.methods.registry import unregister
+from hf_sharpness.methods.signs import Seen, Sign
 from hf_sharpness.tasks.bundled import bundled_recipes
 
 ITEMS = classification(64, torch.float32)
@@ -157,6 +158,37 @@ def test_a_method_of_ones_own(train: Any) -> None:
         assert any("halve the step of optim='far'" in m for m in run(train, NotANumber(), optim="far"))
     finally:
         unregister("far")
+
+
+def too_near(seen: Seen) -> str | None:
+    return f"{seen.named('distance')} is too short ({seen.argument('distance')})" if len(seen.losses) == 3 else None
+
+
+def test_a_sign_of_a_methods_own(train: Any) -> None:
+    """It is told with the signs of every method; and what is usual of its radii is what it says of them."""
+
+    @register
+    @dataclasses.dataclass
+    class Near(Method):
+        name: ClassVar[str] = "near"
+        radii: ClassVar[tuple[str, ...]] = ("distance", "other")
+        signs: ClassVar[tuple[Sign, ...]] = (too_near,)
+        distance: float = hyperparameter(0.5, help="How far.", require="any number", valid=is_number)
+        other: float | None = hyperparameter(None, help="Another.", require="any", valid=lambda v: True)
+
+        @property
+        def replays(self) -> int:
+            return 1
+
+        def run(self, step: Step) -> None:
+            step.climb(self.distance)
+            step.replay()
+
+    try:
+        assert only(run(train, Net(), optim="near")) == "near_distance=0.5 is too short (near_distance)"
+        assert Near(distance=3.0, other=1.0).usual == {"distance": 0.5}
+    finally:
+        unregister("near")
 
 
 @pytest.mark.parametrize("optim", ["sam", "wsam", "xsam"])
