@@ -35,3 +35,9 @@ def test_the_picture_of_the_layers_is_current() -> None:
     assert script("layer_picture").picture() == (ROOT / "docs" / "layers.svg").read_text(), (
         "run: python scripts/layer_picture.py --write"
     )
+
+
+def test_the_page_of_results_is_current() -> None:
+    assert script("results_page").page() == (ROOT / "recipes" / "RESULTS.md").read_text(), (
+        "run: python scripts/results_page.py --write"
+    )
