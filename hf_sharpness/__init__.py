@@ -17,14 +17,14 @@ _HOMES = {
     "Seq2SeqTrainer": "trainer",
     "MeasureSharpness": "measure.callback",
 }
-_METHODS = "loop_classes"  # has a class of every method, and in `__all__` their names
+_METHODS = "loop.classes"  # has a class of every method, and in `__all__` their names
 
 if TYPE_CHECKING:
     from .arguments import Seq2SeqTrainingArguments as Seq2SeqTrainingArguments
     from .arguments import SharpnessArguments as SharpnessArguments
     from .arguments import TrainingArguments as TrainingArguments
     from .loop import SharpnessAware as SharpnessAware
-    from .loop_classes import *  # noqa: F403
+    from .loop.classes import *  # noqa: F403
     from .measure.callback import MeasureSharpness as MeasureSharpness
     from .trainer import Seq2SeqTrainer as Seq2SeqTrainer
     from .trainer import SharpnessTrainerMixin as SharpnessTrainerMixin

@@ -1,7 +1,7 @@
 """The sharpness arguments of a training run, and transformers' TrainingArguments with them.
 
-The methods define their hyper-parameters (``methods/*.py``), ``argument_fields`` makes fields of them; this module
-fills in what was not given, and checks the rest.
+The methods define their hyper-parameters (``methods/*.py``), ``sharpness_arguments`` makes fields of them and checks
+them; this module fills in what was not given.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from transformers.training_args import OptimizerNames
 
-from .argument_checks import check_arguments, check_names
-from .argument_definitions import STOCK_NAMES, defaults, hyperparameter_arguments, shared_arguments
-from .argument_fields import ArgumentFields, make_fields
 from .methods import METHODS, Method, Options, hyperparameters, registry
 from .methods.options import PREFIX
-from .other_trainers import look_out
 from .sharing import config
+from .sharpness_arguments.checks import check_arguments, check_names
+from .sharpness_arguments.definitions import STOCK_NAMES, defaults, hyperparameter_arguments, shared_arguments
+from .sharpness_arguments.fields import ArgumentFields, make_fields
+from .sharpness_arguments.other_trainers import look_out
 
 
 class _SharpnessArguments(ArgumentFields):

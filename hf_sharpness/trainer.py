@@ -26,8 +26,8 @@ from .engine.deepspeed.step import DeferredStep
 from .engine.deepspeed.supported import USED_BEFORE, ZeroWeights, weights_of
 from .engine.parallel import gradients_unreduced
 from .methods import METHODS
-from .other_trainers import method_check
 from .sharing import config
+from .sharpness_arguments.other_trainers import method_check
 from .training import card, kept
 from .training.averages import Averages
 from .training.callback import SharpnessCallback, at_epoch_boundary

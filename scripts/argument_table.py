@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from hf_sharpness.argument_definitions import descriptions
+from hf_sharpness.sharpness_arguments.definitions import descriptions
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "arguments.md"
 BEGIN, END = "<!-- arguments: begin -->", "<!-- arguments: end -->"

@@ -19,12 +19,12 @@ PURPOSE = {
     "tasks": "recipes; scripts and tools as they are; plugins",
     "trainer": "Trainer, Seq2SeqTrainer, and the mixin for any other",
     "training": "what the Trainer needs: replays, callback, averages, model cards",
-    "arguments": "training arguments, made from the methods' hyper-parameters",
+    "arguments": "training arguments",
+    "sharpness_arguments": "what is in them, made from the methods' hyper-parameters",
     "loop": "the plain loop; sharpness_config.json, files from the Hub",
     "engine": "runs a method's passes safely: weights, scopes, state, rounding, DeepSpeed",
     "methods": "the update rules, their hyper-parameters, the registry",
     "vectors": "arithmetic on lists of tensors",
-    "shards": "parts of tensors that a rank stores",
 }
 """What a layer is for, by one of its modules."""
 

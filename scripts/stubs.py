@@ -16,17 +16,17 @@ from typing import Any, get_type_hints
 
 import hf_sharpness
 import hf_sharpness.methods
-from hf_sharpness.argument_definitions import definitions
-from hf_sharpness.argument_fields import ArgumentFields, make_fields
 from hf_sharpness.loop import loop_class
 from hf_sharpness.methods import METHODS, Method
+from hf_sharpness.sharpness_arguments.definitions import definitions
+from hf_sharpness.sharpness_arguments.fields import ArgumentFields, make_fields
 
 PACKAGE = Path(hf_sharpness.__file__).parent
 ABOUT = "# Written by scripts/stubs.py from the methods: change them instead.\n"
 
 
-def argument_fields() -> str:
-    """The stub of ``hf_sharpness/argument_fields.py``."""
+def fields() -> str:
+    """The stub of ``hf_sharpness/sharpness_arguments/fields.py``."""
     fields = [f"    {name}: {inspect.formatannotation(hint)} = ..." for name, (hint, *_) in definitions().items()]
     return f"""{ABOUT}
 from dataclasses import dataclass
@@ -52,8 +52,8 @@ def methods() -> str:
     return f"{ABOUT}\n{imports}\n\n__all__ = {hf_sharpness.methods.__all__!r}\n"
 
 
-def loop_classes() -> str:
-    """The stub of ``hf_sharpness/loop_classes.py``."""
+def classes() -> str:
+    """The stub of ``hf_sharpness/loop/classes.py``."""
     classes = "\n".join(_loop_class(method) for method in METHODS.values())
     names = ", ".join(f'"{method.__name__}"' for method in METHODS.values())
     return f"""{ABOUT}
@@ -62,8 +62,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import methods
-from .loop import SharpnessAware
+from .. import methods
+from . import SharpnessAware
 
 __all__ = [{names}]
 
@@ -103,7 +103,7 @@ def _quoted(documented: Any) -> str:
     return textwrap.indent(f'"""{text}' + ("\n" if "\n" in text else "") + '"""', "    ").lstrip()
 
 
-STUBS = {"argument_fields.pyi": argument_fields, "loop_classes.pyi": loop_classes, "methods/__init__.pyi": methods}
+STUBS = {"sharpness_arguments/fields.pyi": fields, "loop/classes.pyi": classes, "methods/__init__.pyi": methods}
 
 
 def stub(name: str) -> str:

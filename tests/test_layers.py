@@ -11,13 +11,12 @@ import hf_sharpness
 
 PACKAGE = Path(hf_sharpness.__file__).parent
 LAYERS = [
-    {"shards"},
-    {"lengths"},
     {"vectors"},
     {"methods"},
     {"engine"},
-    {"loop", "loop_classes", "sharing"},
-    {"other_trainers", "late_fields", "argument_definitions", "argument_fields", "argument_checks", "arguments"},
+    {"loop", "sharing"},
+    {"sharpness_arguments"},
+    {"arguments"},
     {"training"},
     {"trainer"},
     {"run", "patching", "tasks", "integrations"},
@@ -27,21 +26,37 @@ LAYERS = [
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 
 
-def imported_modules(path: Path) -> set[str]:
-    """Modules of this package that a file imports outside of `if TYPE_CHECKING`."""
-    tree = ast.parse(path.read_text())
-    typing_only = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and getattr(block.test, "id", "") == "TYPE_CHECKING"
-        for node in ast.walk(block)
-    }
-    depth = len(path.relative_to(PACKAGE).parts)
+def called(path: Path) -> str:
+    """The name of a module, below the package's own."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {called(path): path for path in PACKAGE.rglob("*.py")}
+del MODULES[""]  # what it re-exports is imported on first use, and its version is there before all
+
+
+def imported_modules(name: str) -> set[str]:
+    """The package's own modules that a module imports anywhere: in functions and under TYPE_CHECKING too."""
+    package = name.split(".") if MODULES[name].name == "__init__.py" else name.split(".")[:-1]
     found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level == depth and id(node) not in typing_only:
-            found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
-    return found & HEIGHT.keys()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.ImportFrom):
+            module = (node.module or "").split(".") if node.module else []
+            if node.level:
+                base = ".".join([*package[: len(package) - node.level + 1], *module])
+            elif module[:1] == ["hf_sharpness"]:
+                base = ".".join(module[1:])
+            else:
+                continue
+            inner = {".".join(filter(None, (base, alias.name))) for alias in node.names}
+            found |= {one if one in MODULES else base for one in inner}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("hf_sharpness.") for alias in node.names if "hf_sharpness." in alias.name}
+    return found & MODULES.keys() - {name}
+
+
+IMPORTS = {name: imported_modules(name) for name in MODULES}
 
 
 def test_every_module_has_its_layer() -> None:
@@ -50,12 +65,21 @@ def test_every_module_has_its_layer() -> None:
 
 
 def test_imports_go_downwards_only() -> None:
-    for path in PACKAGE.rglob("*.py"):
-        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if own == "__init__":
-            continue
-        for name in imported_modules(path) - {own}:
-            assert HEIGHT[name] <= HEIGHT[own], f"{path.relative_to(PACKAGE)} imports {name}, which lies above it"
+    for name, imported in IMPORTS.items():
+        own = name.split(".")[0]
+        for other in {module.split(".")[0] for module in imported} - {own}:
+            if own != "__main__":
+                assert HEIGHT[other] <= HEIGHT[own], f"{name} imports {other}, which lies above it"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """No circles, within a folder either: module by module, whatever is imported by nothing that is left goes."""
+    left = {name: set(imported) for name, imported in IMPORTS.items()}
+    while free := [name for name, imported in left.items() if not imported & left.keys()]:
+        for name in free:
+            del left[name]
+    in_circles = {name: sorted(imported & left.keys()) for name, imported in left.items()}
+    assert not in_circles, "each of these is in a circle, or imports a module that is"
 
 
 def test_the_engine_and_the_plain_loop_load_no_transformers_and_no_accelerate() -> None:

@@ -24,7 +24,7 @@ needs_the_checkout = pytest.mark.skipif(not SCRIPT.exists(), reason="the script 
 
 
 @needs_the_checkout
-@pytest.mark.parametrize("name", ["argument_fields.pyi", "loop_classes.pyi", "methods/__init__.pyi"])
+@pytest.mark.parametrize("name", ["sharpness_arguments/fields.pyi", "loop/classes.pyi", "methods/__init__.pyi"])
 def test_they_are_up_to_date(name: str) -> None:
     """In a process of its own: methods that a test registers are not the package's."""
     code = f"import runpy; print(runpy.run_path({str(SCRIPT)!r})['stub']({name!r}), end='')"
@@ -47,9 +47,9 @@ def run_mypy(folder: Path, skip: str, ignore_errors: bool, *command: str) -> sub
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="needs mypy")
 def test_stubtest_holds_them_to_the_modules(tmp_path: Path) -> None:
     # A constructor's None stands for "not given", and no attribute is ever None for that.
-    (tmp_path / "allowed").write_text(r"hf_sharpness\.argument_fields\.ArgumentFields\.__init__")
+    (tmp_path / "allowed").write_text(r"hf_sharpness\.sharpness_arguments\.fields\.ArgumentFields\.__init__")
     options = ["--mypy-config-file", "mypy.ini", "--allowlist", "allowed", "--concise"]
-    modules = ["hf_sharpness.argument_fields", "hf_sharpness.loop_classes", "hf_sharpness.methods"]
+    modules = ["hf_sharpness.sharpness_arguments.fields", "hf_sharpness.loop.classes", "hf_sharpness.methods"]
     done = run_mypy(tmp_path, "torch.*,transformers.*", True, "mypy.stubtest", *modules, *options)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from ..argument_definitions import shared_arguments
 from ..methods import METHODS, registry
 from ..methods.options import PREFIX
+from ..sharpness_arguments.definitions import shared_arguments
 from ..tasks.errors import first_line, nearest
 from ..tasks.yaml12 import parse_yaml
 from .errors import CompareError

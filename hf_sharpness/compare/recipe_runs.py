@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..argument_definitions import shared_arguments
+from ..sharpness_arguments.definitions import shared_arguments
 from ..tasks.arguments import training_arguments
 from ..tasks.errors import RecipeError, nearest
 from ..tasks.prepare import PreparedRun, build_task, prepare

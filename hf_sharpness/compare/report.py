@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..argument_definitions import shared_arguments
 from ..arguments import SharpnessArguments
 from ..sharing.config import save
+from ..sharpness_arguments.definitions import shared_arguments
 from . import tables
 from .errors import CompareError
 from .picture import draw

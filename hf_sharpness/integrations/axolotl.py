@@ -13,9 +13,9 @@ from typing import Any, Literal
 import pydantic
 from axolotl.integrations.base import BasePlugin
 
-from ..argument_definitions import shared_arguments
 from ..arguments import SharpnessArguments as SharpnessArguments
 from ..methods import METHODS
+from ..sharpness_arguments.definitions import shared_arguments
 from ..trainer import SharpnessTrainerMixin
 
 _ARGUMENTS = [name for name in shared_arguments() if name not in ("optim", "base_optim")]

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..argument_definitions import shared_arguments
 from ..compare.quiet import quiet_runs
+from ..sharpness_arguments.definitions import shared_arguments
 from ..tasks.errors import RecipeError, first_line
 from ..tasks.flags import apply_flags, load_named
 from ..tasks.prepare import prepare

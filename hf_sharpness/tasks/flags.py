@@ -11,8 +11,8 @@ from typing import Any
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from ..argument_definitions import shared_arguments
 from ..arguments import SharpnessArguments, TrainingArguments
+from ..sharpness_arguments.definitions import shared_arguments
 from .bundled import ABOUT_RECIPES, find_recipe
 from .errors import RecipeError, nearest
 from .recipe import Recipe, load_recipe, override

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from ..argument_definitions import shared_arguments
+from ..sharpness_arguments.definitions import shared_arguments
 from .cards import write_card
 from .curves import plot_curves
 from .folders import clear

@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 
 import yaml
 
-from ..argument_definitions import shared_arguments
 from ..methods.registry import most_shared
 from ..sharing.fetch import MAX_BYTES, fetch, read
 from ..sharing.values import short
+from ..sharpness_arguments.definitions import shared_arguments
 from .bundled import RECIPE_NAME
 from .errors import RecipeError
 from .metrics import METRICS

@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from ..argument_definitions import defaults
 from ..methods import METHODS, Options, hyperparameters
 from ..methods.options import PREFIX
 from ..methods.registry import arguments_of
+from ..sharpness_arguments.definitions import defaults
 
 
 def warn_of_unused(args: Any) -> None:

@@ -1,6 +1,6 @@
 """Run by ``test_late_fields.py`` with several versions of Python; needs nothing installed.
 
-python late_fields_program.py .../hf_sharpness/late_fields.py
+python late_fields_program.py .../hf_sharpness/sharpness_arguments/late_fields.py
 """
 
 from __future__ import annotations

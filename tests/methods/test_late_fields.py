@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_sharpness import late_fields
+from hf_sharpness.sharpness_arguments import late_fields
 
 PROGRAM = Path(__file__).with_name("late_fields_program.py")
 

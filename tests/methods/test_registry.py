@@ -20,10 +20,10 @@ from transformers import HfArgumentParser
 
 import hf_sharpness
 from hf_sharpness import SharpnessArguments, SharpnessAware, TrainingArguments
-from hf_sharpness.argument_definitions import descriptions
 from hf_sharpness.arguments import Seq2SeqTrainingArguments
 from hf_sharpness.methods import METHODS, SAM, Method, Options, Step, hyperparameter, register, registry
 from hf_sharpness.sharing.config import parse_config
+from hf_sharpness.sharpness_arguments.definitions import descriptions
 from hf_sharpness.tasks.recipe import check_training
 from hf_sharpness.tasks.shared import check_shared_recipe, training_keys
 

@@ -12,7 +12,7 @@ Process = Callable[..., Finished]
 RUN = ("-m", "hf_sharpness.run")
 FIRST = [
     "",
-    "hf_sharpness.argument_definitions",
+    "hf_sharpness.sharpness_arguments.definitions",
     *(
         pytest.param(name, marks=pytest.mark.slow)
         for name in (

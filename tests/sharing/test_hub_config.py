@@ -13,8 +13,8 @@ from transformers import HfArgumentParser
 
 import hf_sharpness
 from hf_sharpness import Seq2SeqTrainingArguments, SharpnessArguments, TrainingArguments
-from hf_sharpness.argument_definitions import defaults, shared_arguments
 from hf_sharpness.sharing.config import parse_config
+from hf_sharpness.sharpness_arguments.definitions import defaults, shared_arguments
 
 OTHER = {
     "optim": "wsam",

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hf_sharpness import SharpnessArguments, TrainingArguments
-from hf_sharpness.argument_definitions import shared_arguments
 from hf_sharpness.sharing.config import parse_config
+from hf_sharpness.sharpness_arguments.definitions import shared_arguments
 from hf_sharpness.tasks.shared import (
     private_training_keys,
 )

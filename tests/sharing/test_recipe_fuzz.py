@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hf_sharpness import TrainingArguments
-from hf_sharpness.argument_definitions import shared_arguments
+from hf_sharpness.sharpness_arguments.definitions import shared_arguments
 from hf_sharpness.tasks import size
 from hf_sharpness.tasks.errors import RecipeError
 from hf_sharpness.tasks.sections import DataSection, ModelSection

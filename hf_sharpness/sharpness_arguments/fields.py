@@ -1,6 +1,6 @@
 """The sharpness arguments as fields of a dataclass, made from the registered methods.
 
-For editors and type checkers ``argument_fields.pyi`` says the same in so many words: ``scripts/stubs.py`` writes it.
+For editors and type checkers ``fields.pyi`` says the same in so many words: ``scripts/stubs.py`` writes it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from .argument_definitions import defaults, definitions
+from .definitions import defaults, definitions
 from .late_fields import set_fields
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import methods
-from .loop import SharpnessAware
+from .. import methods
+from . import SharpnessAware
 
 __all__ = ["SAM", "WSAM", "XSAM"]
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import transformers
 
-from .argument_definitions import STOCK_NAMES, hyperparameter_arguments
-from .argument_fields import ArgumentFields
-from .engine.deepspeed.config import check_config, read_config
-from .engine.fraction import check_fraction, size_of_part
-from .engine.optimizers import is_adaptive
-from .engine.preconditioner import has_known_preconditioner, refusal
-from .engine.targets import DEEPSPEED
-from .methods import METHODS, Method, Options, hyperparameters, registry
-from .methods.options import PREFIX
+from ..engine.deepspeed.config import check_config, read_config
+from ..engine.fraction import check_fraction, size_of_part
+from ..engine.optimizers import is_adaptive
+from ..engine.preconditioner import has_known_preconditioner, refusal
+from ..engine.targets import DEEPSPEED
+from ..methods import METHODS, Method, Options, hyperparameters, registry
+from ..methods.options import PREFIX
+from .definitions import STOCK_NAMES, hyperparameter_arguments
+from .fields import ArgumentFields
 
 
 def check_arguments(arguments: Any) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import transformers
 from transformers.training_args import OptimizerNames
 
-from .methods import METHODS, Options, hyperparameters
-from .methods.hyperparameters import Hyperparameter
-from .methods.options import PREFIX, SCOPES
-from .methods.registry import arguments, arguments_of
+from ..methods import METHODS, Options, hyperparameters
+from ..methods.hyperparameters import Hyperparameter
+from ..methods.options import PREFIX, SCOPES
+from ..methods.registry import arguments, arguments_of
 
 STOCK_DEFAULT: Any = next(f.default for f in dataclasses.fields(transformers.TrainingArguments) if f.name == "optim")
 STOCK_NAMES = [name.value for name in OptimizerNames]

@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .engine import Closure, Engine
-from .engine.fraction import PartClosure
-from .engine.usage import Usage
-from .methods import METHODS, Method, Options, hyperparameters
-from .methods.options import PREFIX
-from .sharing.values import nearest
+from ..engine import Closure, Engine
+from ..engine.fraction import PartClosure
+from ..engine.usage import Usage
+from ..methods import METHODS, Method, Options, hyperparameters
+from ..methods.options import PREFIX
+from ..sharing.values import nearest
 
 
 class SharpnessAware:
