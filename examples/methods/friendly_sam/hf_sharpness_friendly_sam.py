@@ -18,7 +18,7 @@ class FriendlySAM(Method):
         m_t = lambda m_{t-1} + (1 - lambda) g_t,  m_0 = 0,  d_t = g_t - sigma m_t
         w_1 = w_0 + rho d_t / ||d_t||,  BaseOpt(w_0, grad = grad L_B(w_1))
 
-    sigma 0 is SAM.
+    sigma 0 is SAM. (The authors' code has m_{t-1} in d_t, which is the same direction where sigma is 1, and m_1 = g_1.)
     """
 
     name: ClassVar[str] = "friendlysam"
