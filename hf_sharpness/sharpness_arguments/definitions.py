@@ -75,7 +75,7 @@ def _argument_type(hyperparameter: Hyperparameter) -> Any:
 
 def _help(name: str, hyperparameter: Hyperparameter) -> str:
     if name == f"{PREFIX}_fraction":
-        return f"{hyperparameter.help} Defined for {', '.join(n for n, cls in METHODS.items() if cls.allows_fraction)}."
+        return f"{hyperparameter.help} For {', '.join(n for n, cls in METHODS.items() if cls.allows_fraction)}."
     if name != f"{PREFIX}_scope":
         return hyperparameter.help
     by_scope = {scope: [name for name, cls in METHODS.items() if scope in cls.scopes] for scope in SCOPES}
