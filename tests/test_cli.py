@@ -111,10 +111,15 @@ def test_flags_win_over_the_recipe(captured):
         (["train", "digits-vit", "--sam_rho", "-1"], ["error: command line: sam_rho=-1.0", "must be"]),
         (["train", "digits-vit", "--learning_rate", "-1"], ["error: command line: ", "-1.0"]),
         (["train", "digits-vit", "--lr_scheduler_kwargs", '{"x": 1}'], ["error: command line: ", "'x'"]),
+        (["train", "digits-vit", "--sam_rho", "1e400"], ["error: command line: training.sam_rho: inf", "must be"]),
         (["train", "digits-vit", "--seed", "-1"], ["error: command line: seed=-1"]),
         (["train", "mine.yaml"], ["error: mine.yaml: training: sam_rho=-2"]),
         (["train", "mine.yaml", "--seed", "1"], ["error: mine.yaml: training: sam_rho=-2"]),
-        (["train", "schedule.yaml", "--seed", "1"], ["error: schedule.yaml: training: ", "'nonsense'"]),
+        (
+            ["train", "schedule.yaml", "--seed", "1"],
+            ["error: schedule.yaml: training: lr_scheduler_kwargs={'nonsense': 3} does not fit", "'nonsense'"],
+        ),
+        (["train", "patches.yaml"], ["model.config.patch_size: 16 is larger than the images of 8 x 8", "patch_size 2"]),
         (["train", "folder"], ["'folder'", "holds no recipe.yaml"]),
         (["train", "digits-vit", "--data.source", "trec"], ["'trec'", "digits"]),
     ],
@@ -123,7 +128,9 @@ def test_a_user_error_is_one_line_and_status_2(arguments, words, capsys, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(MINE)
     schedule = "lr_scheduler_type: cosine, lr_scheduler_kwargs: {nonsense: 3}"
-    (tmp_path / "schedule.yaml").write_text(f"{MINE.partition('training:')[0]}training: {{{schedule}}}\n")
+    small = "model: {config: {patch_size: 4, hidden_size: 12, num_hidden_layers: 1}}"
+    (tmp_path / "schedule.yaml").write_text(f"{MINE.partition('training:')[0]}{small}\ntraining: {{{schedule}}}\n")
+    (tmp_path / "patches.yaml").write_text(MINE.replace("-2", "0.1"))
     (tmp_path / "folder").mkdir()
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err

@@ -8,6 +8,7 @@ import torch
 from transformers import get_scheduler
 
 from ..arguments import TrainingArguments
+from ..sharing.values import short
 from ..trainer import Trainer
 from .errors import RecipeError, first_line
 from .folders import default_folder
@@ -23,6 +24,12 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     Raises:
         RecipeError: A key is unknown, or a value is not valid.
     """
+    of_file = recipe.training_of_file
+    if of_file is not None:
+        given = {
+            name: value for name, value in recipe.training.items() if name not in of_file or value != of_file[name]
+        }
+        check_training(given, TrainingArguments, "command line")
     check_training(recipe.training, TrainingArguments, recipe.origin)
     try:
         arguments = TrainingArguments(**recipe.training)
@@ -60,11 +67,25 @@ def try_optimization(arguments: Any, model: Any) -> None:
 
     Raises:
         ValueError, TypeError, ImportError, OverflowError: As they do.
+        ValueError: The schedule does not take its arguments.
     """
     weight = torch.nn.Parameter(torch.zeros(1))
     made, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
     ours = made.__module__.startswith("torch.optim")  # others may want parameters of their own kind
     optimizer = made([weight], **options) if ours else torch.optim.SGD([weight], lr=0.1)
+    try:
+        _try_schedule(arguments, optimizer)
+    except REFUSALS as error:
+        if not arguments.lr_scheduler_kwargs:
+            raise
+        kind = getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)
+        raise ValueError(
+            f"lr_scheduler_kwargs={short(arguments.lr_scheduler_kwargs)} does not fit lr_scheduler_type='{kind}': "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _try_schedule(arguments: Any, optimizer: torch.optim.Optimizer) -> None:
     steps = 4
     schedule = get_scheduler(
         arguments.lr_scheduler_type,

@@ -36,12 +36,13 @@ def build_image_task(recipe: Recipe, data: Splits) -> Task:
     configuration leaves them open.
 
     Raises:
-        RecipeError: The model cannot be built, or its images are not square.
+        RecipeError: The model cannot be built, its images are not square, or are smaller than one of its patches.
     """
     from transformers import AutoModelForImageClassification
 
     height, channels = _shape(data.train[0][0])
     config = build_config(recipe.model, data, default_type="vit", image_size=height, num_channels=channels)
+    _check_patches(config)
     model = build_model(AutoModelForImageClassification, recipe.model, config, limited=recipe.shared)
     processor = load_image_processor(recipe.model)
     extra_files = {}
@@ -73,6 +74,16 @@ class _Processor:
         if array.ndim == 2:
             array = np.repeat(array[:, :, None], 1 if self.grey else 3, axis=2)
         return self.processor(array, return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]
+
+
+def _check_patches(config: Any) -> None:
+    """Refuse patches larger than the images: transformers makes such a model, and fails at the first batch."""
+    size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if isinstance(size, int) and isinstance(patch, int) and patch > size:
+        raise RecipeError(
+            f"model.config.patch_size: {patch} is larger than the images of {size} x {size} pixels; make it smaller "
+            f"(--model.config.patch_size {max(size // 4, 1)}), or the images larger (--model.config.image_size)"
+        )
 
 
 def _shape(image: Any) -> tuple[int, int]:
