@@ -1,7 +1,8 @@
-"""Does XSAM's coarse search find the alpha of the exhaustive grid, and what does a miss cost? On recorded curves.
+"""XSAM's searches on recorded curves: does the coarse one find the grid's alpha, and how fast does alpha get old?
 
 python scripts/xsam_curves.py record CURVES.json RECIPE [--flag value ...]   # train, and keep the grid's losses
 python scripts/xsam_curves.py judge CURVES.json ...                          # compare the searches on them
+python scripts/xsam_curves.py draw PICTURE.png CURVES.json ...               # alpha over the training, and its age
 
 Recording trains with the exhaustive grid and a search every 10 steps (--xsam_refresh N: another number).
 """
@@ -66,11 +67,51 @@ def judge(path: Path) -> str:
     )
 
 
+def alphas(recorded: dict[str, Any]) -> list[float]:
+    """The grid's alpha at every search, over a grid from 0 to 2."""
+    found = [alpha_search.chosen(dict(enumerate(losses)), torch.float32) for losses in recorded["curves"]]
+    return [2.0 * index / (len(losses) - 1) for index, losses in zip(found, recorded["curves"], strict=True)]
+
+
+def aged(series: list[float], searches: int) -> float:
+    """Mean of |alpha in use - alpha of the step| if so many searches, evenly spaced, serve the whole training."""
+    spacing = max(1, round(len(series) / searches))
+    used = [series[index - index % spacing] for index in range(len(series))]
+    return sum(abs(a - b) for a, b in zip(series, used, strict=True)) / len(series)
+
+
+def draw(picture: Path, paths: list[Path]) -> str:
+    """Draw alpha over the training; return a table of how far it is off with fewer searches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    counts = (1, 3, 5, 10, 20)
+    lines = [f"| training | alpha by thirds | {' | '.join(f'{n} searches' for n in counts)} |", "| --- " * 7 + "|"]
+    for path in paths:
+        series = alphas(json.loads(path.read_text()))
+        axis.plot([i / len(series) for i in range(len(series))], series, marker=".", label=path.stem)
+        third = len(series) // 3
+        thirds = (series[:third], series[third : 2 * third], series[2 * third :])
+        means = ", ".join(f"{sum(part) / len(part):.2f}" for part in thirds)
+        lines.append(f"| {path.stem} | {means} | {' | '.join(f'{aged(series, n):.2f}' for n in counts)} |")
+    axis.set_xlabel("share of the training")
+    axis.set_ylabel("alpha*, on a grid from 0 to 2")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8)
+    figure.savefig(picture, dpi=120)
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) < 3 or sys.argv[1] not in ("record", "judge"):
+    if len(sys.argv) < 3 or sys.argv[1] not in ("record", "judge", "draw"):
         raise SystemExit(__doc__)
     if sys.argv[1] == "record":
         record(Path(sys.argv[2]), sys.argv[3], sys.argv[4:])
+    elif sys.argv[1] == "draw":
+        print(draw(Path(sys.argv[2]), [Path(name) for name in sys.argv[3:]]))
     else:
         for name in sys.argv[2:]:
             print(judge(Path(name)))

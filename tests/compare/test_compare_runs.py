@@ -257,7 +257,7 @@ def test_an_unmodified_script(tmp_path, capsys):
     assert {run["passes"] for run in finals if run["arm"] == "sam"} == {2.125}
     assert all(set(run["averaged"]) <= {"swa", "ema"} for run in finals)
     assert {"nll", "at_4_bits"} <= set(finals[0]["measures"])
-    assert len({json.dumps(run["curve"]) for run in finals if run["arm"] == "base"}) == 2  # the seed moves something
+    assert len({json.dumps(run["eval"]) for run in finals if run["arm"] == "base"}) == 2  # the seed moves something
     assert cli.main([*command[:3], "eval_acuracy", *command[4:-1], str(tmp_path / "x"), "--", "--hidden", "8"]) == 2
     assert "'eval_acuracy'" in capsys.readouterr().err
 
