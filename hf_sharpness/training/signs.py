@@ -18,6 +18,9 @@ from ..methods import METHODS, Method
 from ..methods.registry import arguments_of
 from ..methods.signs import CHANCE, FEW, LONG, mean
 
+BEGINNING = 50
+"""How many optimizer steps a training may take to learn anything, however short its epochs are."""
+
 
 class Signs:
     """Collects what a training logs, and looks for the signs.
@@ -50,8 +53,8 @@ class Signs:
             bad = ~torch.stack(losses).isfinite().all()
             self.not_finite = bad.long() if self.not_finite is None else self.not_finite + bad
 
-    def log(self, logs: dict[str, float], epoch: float, is_main: bool) -> None:
-        """Take in a log, and look for signs."""
+    def log(self, logs: dict[str, float], epoch: float, step: int, is_main: bool) -> None:
+        """Take in a log, made after so many epochs and optimizer steps, and look for signs."""
         if self.not_finite is not None:
             self.steps_not_finite, self.not_finite = self.steps_not_finite + int(self.not_finite), None
         if "eval_loss" in logs:
@@ -59,7 +62,7 @@ class Signs:
                 self.evaluations.append((mean(self.since_evaluation), logs["eval_loss"]))
             self.since_evaluation = []
         elif "loss" in logs and "learning_rate" in logs:
-            self._add(float(logs["loss"]), logs, epoch)
+            self._add(float(logs["loss"]), logs, epoch, step)
         self.epoch = epoch
         for sign in (*SIGNS, *self.method.signs):
             if sign not in self.found and (problem := sign(self)) is not None:
@@ -67,13 +70,13 @@ class Signs:
                 if is_main:
                     warnings.warn(problem, stacklevel=2)
 
-    def _add(self, loss: float, logs: dict[str, float], epoch: float) -> None:
+    def _add(self, loss: float, logs: dict[str, float], epoch: float, step: int) -> None:
         self.losses.append(loss)
         self.since_evaluation.append(loss)
         self.sharpness.append(logs.get("sharpness", 0.0))
         if self.method.step_ratio in logs:
             self.ratios.append(logs[self.method.step_ratio])
-        if epoch > (0.5 if self.args.num_train_epochs <= 1 else 1):
+        if step > BEGINNING and epoch > (0.5 if self.args.num_train_epochs <= 1 else 1):
             self.late.append(loss)
 
     def named(self, field: str) -> str:
@@ -129,7 +132,7 @@ def loss_not_finite(seen: Signs) -> str | None:
 
 
 def no_better_than_guessing(seen: Signs) -> str | None:
-    """A classifier that has learned nothing in the first epoch (in half of the only one)."""
+    """A classifier that has learned nothing in the first epoch (in half of the only one) and some steps."""
     if seen.classes is None or len(seen.late) != FEW:
         return None
     loss, guessing = mean(seen.late), math.log(seen.classes)

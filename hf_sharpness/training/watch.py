@@ -44,7 +44,7 @@ class Watch:
         self.signs.step(self.engine.metrics)
 
     def log(self, state: TrainerState, logs: dict[str, float]) -> None:
-        self.signs.log(logs, state.epoch or 0.0, state.is_world_process_zero)
+        self.signs.log(logs, state.epoch or 0.0, state.global_step, state.is_world_process_zero)
 
     def end(self, state: TrainerState) -> None:
         self.summary.end(state)

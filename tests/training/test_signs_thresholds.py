@@ -23,12 +23,12 @@ def signs(optim: str, model: Any = None, epochs: float = 3.0, fp16: bool = False
     return Signs(METHODS[optim](**settings).resolved(adaptive_base=True), model, args)
 
 
-def told(seen: Signs, logs: list[dict[str, float]], epoch: float = 0.1) -> list[str]:
+def told(seen: Signs, logs: list[dict[str, float]], epoch: float = 0.1, step: int = 51) -> list[str]:
     """What is said of these logs, each after the last."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for entry in logs:
-            seen.log(entry if "eval_loss" in entry else {"learning_rate": 0.1, **entry}, epoch, True)
+            seen.log(entry if "eval_loss" in entry else {"learning_rate": 0.1, **entry}, epoch, step, True)
     return [str(w.message) for w in caught]
 
 
@@ -127,16 +127,17 @@ def test_loss_not_finite(name: str, fp16: bool, bad: int, speaks: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "epochs", "epoch", "count", "speaks"),
+    ("loss", "epochs", "epoch", "step", "count", "speaks"),
     [
-        (1.3864, 3.0, 1.01, 5, True),  # log 4 = 1.38629
-        (1.3862, 3.0, 1.01, 5, False),
-        (1.3864, 3.0, 0.99, 5, False),
-        (1.3864, 1.0, 0.51, 5, True),
-        (1.3864, 1.0, 0.49, 5, False),
-        (1.3864, 3.0, 1.01, 4, False),
+        (1.3864, 3.0, 1.01, 51, 5, True),  # log 4 = 1.38629
+        (1.3862, 3.0, 1.01, 51, 5, False),
+        (1.3864, 3.0, 0.99, 51, 5, False),
+        (1.3864, 3.0, 1.01, 50, 5, False),
+        (1.3864, 1.0, 0.51, 51, 5, True),
+        (1.3864, 1.0, 0.49, 51, 5, False),
+        (1.3864, 3.0, 1.01, 51, 4, False),
     ],
 )
-def test_no_better_than_guessing(loss: float, epochs: float, epoch: float, count: int, speaks: bool) -> None:
+def test_no_better_than_guessing(loss: float, epochs: float, epoch: float, step: int, count: int, speaks: bool) -> None:
     seen = signs("sam", TinyForSequenceClassification(4), epochs)
-    assert len(told(seen, count * [{"loss": loss}], epoch)) == speaks
+    assert len(told(seen, count * [{"loss": loss}], epoch, step)) == speaks
