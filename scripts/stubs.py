@@ -18,7 +18,7 @@ import hf_sharpness
 import hf_sharpness.methods
 from hf_sharpness.loop import loop_class
 from hf_sharpness.methods import METHODS, Method
-from hf_sharpness.sharpness_arguments.definitions import definitions
+from hf_sharpness.sharpness_arguments.definitions import definitions, hyperparameter_arguments
 from hf_sharpness.sharpness_arguments.fields import ArgumentFields, make_fields
 
 PACKAGE = Path(hf_sharpness.__file__).parent
@@ -27,7 +27,10 @@ ABOUT = "# Written by scripts/stubs.py from the methods: change them instead.\n"
 
 def fields() -> str:
     """The stub of ``hf_sharpness/sharpness_arguments/fields.py``."""
-    fields = [f"    {name}: {inspect.formatannotation(hint)} = ..." for name, (hint, *_) in definitions().items()]
+    # Of the two types that an argument may have, HfArgumentParser is told one.
+    types = {name: hint for name, (hint, *_) in definitions().items()}
+    types |= {name: hyperparameter.type for name, hyperparameter in hyperparameter_arguments().items()}
+    fields = [f"    {name}: {inspect.formatannotation(hint)} = ..." for name, hint in types.items()]
     return f"""{ABOUT}
 from dataclasses import dataclass
 

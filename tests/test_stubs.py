@@ -62,6 +62,8 @@ args = TrainingArguments("out", optim="wsam", sam_rho=0.1, wsam_gamma=0.5)
 reveal_type(args.sam_rho)
 reveal_type(args.wsam_gamma)
 reveal_type(args.sam_adaptive)
+TrainingArguments("out", sam_start=0.3, xsam_refresh=10)
+TrainingArguments("out", sam_start="decay", xsam_refresh="epoch")
 TrainingArguments("out", sam_rho="much")
 TrainingArguments("out", sam_roh=0.1)
 
