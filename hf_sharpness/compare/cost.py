@@ -17,7 +17,9 @@ from transformers import TrainingArguments
 
 from ..engine.decay import decay_step
 from ..engine.phase import count, first_from
+from ..methods import METHODS
 from ..methods.options import DECAY, PREFIX, WHEN
+from ..methods.registry import arguments_of
 from ..tasks.prepare import PreparedRun
 from ..tasks.run import train
 from .arms import Arm, settings_of
@@ -145,9 +147,17 @@ def passes_of_a_step(seen: Seen, arm: Arm, steps_per_epoch: float) -> float:
     """Passes a step; a search that is made once an epoch is spread over the epoch, however few steps were tried."""
     batches = max(seen.micro_batches, 1)
     searched, steps = seen.forward_only / 3, len(seen.step_seconds)
-    if arm.arguments.get("xsam_refresh", "epoch") == "epoch" and steps:
+    if searched and steps and _searches_by_epochs(arm):
         searched *= steps / (math.ceil(steps / steps_per_epoch) * steps_per_epoch)
     return (seen.with_gradient + searched) / batches
+
+
+def _searches_by_epochs(arm: Arm) -> bool:
+    method = METHODS.get(arm.arguments.get("optim", ""))
+    if method is None:
+        return False
+    own = arguments_of(method)
+    return method.searches_by_epochs({h.name: arm.arguments.get(name, h.default) for name, h in own.items()})
 
 
 def cost_of(seen: Seen, arm: Arm, steps_per_epoch: float, step_seconds: Sequence[float]) -> Cost:

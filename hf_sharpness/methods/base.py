@@ -86,6 +86,15 @@ class Method:
         """
         return {}
 
+    @classmethod
+    def searches_by_epochs(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether passes beyond those of every step are made once an epoch, so that their cost is spread over it.
+
+        Args:
+            settings: all hyper-parameters by name.
+        """
+        return False
+
     @property
     def described(self) -> str:
         """The hyper-parameters in words: the first one, and those that are not at their default."""

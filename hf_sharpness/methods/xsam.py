@@ -20,7 +20,7 @@ from .step import Step
 
 def alpha_at_the_end(seen: Seen) -> str | None:
     """XSAM's search that would go on beyond its grid."""
-    last = seen.method.found_lately
+    last = seen.method.found_lately[-CHANCE:]
     if len(last) < CHANCE:
         return None
     highest = seen.method.alpha_max
@@ -115,6 +115,10 @@ class XSAM(SAM):
         self.found_lately: list[float] = []
         self.steps_taken = 0
         self.epoch_begins = False
+
+    @classmethod
+    def searches_by_epochs(cls, settings: Mapping[str, Any]) -> bool:
+        return bool(settings["refresh"] == "epoch")
 
     @property
     def described(self) -> str:

@@ -11,7 +11,7 @@ import pytest
 from hf_sharpness import TrainingArguments
 from hf_sharpness.compare import planning
 from hf_sharpness.compare.arms import Arm
-from hf_sharpness.compare.cost import Cost, Scale, decay_in, in_every_step, over_the_training
+from hf_sharpness.compare.cost import Cost, Scale, decay_in, in_every_step, over_the_training, passes_of_a_step
 from hf_sharpness.compare.errors import CompareError
 from hf_sharpness.compare.plan import Length
 from hf_sharpness.compare.subject import Own
@@ -21,6 +21,22 @@ SHARP, BASE = Cost(2.0, 0.6), Cost(1.0, 0.2)
 
 def an_arm(**arguments: Any) -> Arm:
     return Arm("sam", "sharpness", {"optim": "sam", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("optim", "arguments", "passes"),
+    [
+        ("xsam", {}, 2 + 24 / 3 / 25),  # a search for each epoch of 25 steps: the 24 probes of four steps are of one
+        ("xsam", {"xsam_refresh": "epoch"}, 2 + 24 / 3 / 25),
+        ("xsam", {"xsam_refresh": 2}, 2 + 24 / 3 / 4),
+        ("sam", {}, 2 + 24 / 3 / 4),
+        ("adamw_torch", {}, 2 + 24 / 3 / 4),
+    ],
+)
+def test_a_search_once_an_epoch_is_spread_over_it(optim: str, arguments: dict[str, Any], passes: float) -> None:
+    seen = SimpleNamespace(micro_batches=4, with_gradient=8, forward_only=24, step_seconds=[1.0] * 4)
+    arm = Arm("an arm", "sharpness", {"optim": optim, **arguments})
+    assert passes_of_a_step(seen, arm, 25.0) == pytest.approx(passes)
 
 
 @pytest.mark.parametrize(

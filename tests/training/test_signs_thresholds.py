@@ -104,6 +104,7 @@ def test_too_small_to_regularise(optim: str, given: dict[str, Any], rises: int, 
     [
         ([2.0, 2.0, 2.0], "upper end"),
         ([1.9, 2.0, 2.0], None),
+        ([1.9, 2.0, 2.0, 2.0], "upper end"),
         ([2.0, 2.0], None),
         ([0.0, 0.0, 0.0], "lower end"),
         ([0.1, 0.0, 0.0], None),
