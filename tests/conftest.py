@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import importlib.metadata
+import json
 import os
 import shutil
 import tempfile
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 # What the tests and their child processes leave in the temporary directory (torch does, where a process is killed) goes
 # with the session; pytest keeps its own folders, `tmp_path`, where they have always been.
@@ -115,6 +118,12 @@ def sgd_takes_momentum(libraries: Any, tmp_path_factory: Any) -> bool:
     return "momentum" in transformers.Trainer.get_optimizer_cls_and_kwargs(arguments)[1]
 
 
+def goes_on_with_other_batches(checkpoint: Path) -> bool:
+    """Whether a training that is resumed there draws another order than it had: within an epoch, accelerate < 1.7."""
+    within = json.loads((checkpoint / "trainer_state.json").read_text())["epoch"] % 1 > 0
+    return within and Version(importlib.metadata.version("accelerate")) < Version("1.7")
+
+
 @pytest.fixture
 def train(tmp_path: Path, libraries: Any, sgd_takes_momentum: bool) -> Callable[..., Run]:
     """`train(model, items, **training_arguments)` trains a copy of the model, the items in order unless `shuffle`."""
@@ -134,6 +143,8 @@ def train(tmp_path: Path, libraries: Any, sgd_takes_momentum: bool) -> Callable[
         trainer_options: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> Run:
+        if resume is not None and shuffle and goes_on_with_other_batches(Path(resume)):
+            pytest.skip("this accelerate goes on with other batches, in transformers' own Trainer too")
         library = transformers if stock else hf_sharpness
         arguments = {
             "output_dir": str(tmp_path / "run"),
