@@ -270,9 +270,12 @@ class _SharpnessTrainer(MixinBase):
         """transformers' own, with method, hyper-parameters, measured sharpness, papers and tags."""
         if self.uses_sharpness and hasattr(self.model, "add_model_tags"):  # PEFT makes a card's tags anew from these
             self.model.add_model_tags(card.tags(self.args))
-        super().create_model_card(*args, **kwargs)
+        readme = Path(self.args.output_dir, "README.md")
+        if hasattr(self.model, "config") or not self.uses_sharpness:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            card.begin(readme, self.model)
         if self.uses_sharpness and self.is_world_process_zero():
-            readme = Path(self.args.output_dir, "README.md")
             repo = getattr(self, "hub_model_id", None)
             steps = card.steps_of(self)
             card.complete(readme, self.args, self.optimizer, self.state.log_history, LOGGED, repo, steps)

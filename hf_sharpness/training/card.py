@@ -28,6 +28,12 @@ def tags(args: Any) -> list[str]:
     return [TAG, args.optim]
 
 
+def begin(card: Path, model: Any) -> None:
+    """Write the heading of a card where transformers writes none: for a model without a `config`, which it asks for."""
+    name = type(model).__name__
+    card.write_text(f"# {card.resolve().parent.name}\n\nA `{name}`, trained with the Trainer.\n", encoding="utf-8")
+
+
 def complete(
     card: Path,
     args: Any,

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from models import Net, classification
 from models.text import ITEMS, classifier
 
 import hf_sharpness
@@ -87,6 +88,20 @@ def test_saving_a_model_leaves_a_card_where_there_is_none(tmp_path: Path) -> Non
     (tmp_path / "run" / "README.md").write_text("# mine\n")
     trainer.save_model()
     assert (tmp_path / "run" / "README.md").read_text() == "# mine\n"
+
+
+def test_a_card_of_a_model_without_a_config(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """transformers writes none."""
+    args = hf_sharpness.TrainingArguments(str(tmp_path / "run"), **COMMON, optim="sam", sam_rho=0.2)
+    trainer = hf_sharpness.Trainer(model=Net(), args=args, train_dataset=classification(8, torch.float32))
+    trainer.train()
+    trainer.save_model()
+    assert "no model card" not in caplog.text
+    assert (tmp_path / "run" / "README.md").is_file()
+    metadata, text = card(trainer)
+    assert metadata["tags"] == ["sharpness-aware-minimization", "sam"]
+    assert text.startswith("# run\n\nA `Net`, trained")
+    assert "- sam_rho: 0.2" in text
 
 
 def test_a_model_is_saved_also_where_no_card_can_be_made(
