@@ -37,7 +37,7 @@ def study(folder: Path) -> str:
 def page() -> str:
     """The whole page."""
     studies = [study(table.parent) for table in sorted(EVIDENCE.glob("*/table.md"))]
-    further = [_further(EVIDENCE / name) for name in ("toy/toy.md", "agreement/agreement.md")]
+    further = [_further(EVIDENCE / name) for name in ("correlations.md", "toy/toy.md", "agreement/agreement.md")]
     picture = "![Trajectories and norms](../docs/evidence/toy/toy.png)"
     return "\n\n".join([_HEAD.rstrip(), *studies, *further, picture]) + "\n"
 

@@ -38,6 +38,13 @@ def test_a_descent_is_the_closed_form(scripts: Any) -> None:
     assert path[1] == pytest.approx([3 - 0.1 * 3.3, 0.4 - 0.1 * 10 * 0.8])  # g = (3, 4), moved by .5 (.6, .8)
 
 
+def test_a_rank_correlation(scripts: Any) -> None:
+    import sharpness_and_gap
+
+    runs = [{"arm": str(n // 2), "sharpness": n**2, "metric": -n} for n in range(10)]
+    assert sharpness_and_gap.correlation(runs, "sharpness", "metric", draws=50)[0] == pytest.approx(-1.0)
+
+
 @pytest.mark.slow
 def test_other_implementations_agree(scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pytorch_optimizer")
