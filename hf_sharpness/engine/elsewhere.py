@@ -91,16 +91,17 @@ class FirstStep:
         """Look no longer."""
         for hook in self.hooks:
             hook.remove()
-        self._leave()
+        self.abandon()
 
-    def _leave(self) -> None:
+    def abandon(self) -> None:
+        """A step that was begun has failed, or has ended."""
         leave(self.mode)
         self.mode = None
 
     def _begins(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self.done or torch.compiler.is_compiling():
             return
-        self._leave()  # an earlier step has failed
+        self.abandon()  # an earlier step has failed
         parameters = _with_gradient(optimizer)
         if parameters:
             self.before = vectors.norms(vectors.local(parameters))
@@ -109,7 +110,7 @@ class FirstStep:
 
     def _ends(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         mode = self.mode
-        self._leave()
+        self.abandon()
         if mode is None:
             return
         now = [] if mode.reads else vectors.norms(vectors.local(list(mode.parameters.values())))

@@ -110,9 +110,8 @@ class Engine:
         Raises:
             ValueError: the combination cannot be exact.
         """
-        base = base_optimizer(optimizer)
-        if base is self.optimizer or not self.weights.gradients_are_visible:  # DeepSpeed keeps its own
-            return
+        if (base := base_optimizer(optimizer)) is self.optimizer or not self.weights.gradients_are_visible:
+            return  # DeepSpeed keeps its own
         self.optimizer = self.weights.optimizer = base
         check_supported(self.method, self.model, base, self.scope.name, self.weights.named())
         self.state.checked_steps.follow(base)
@@ -245,6 +244,7 @@ class Engine:
     def _put_back(self) -> None:
         if self.passes is not None:
             self.passes.restore()
+        self.first_step.abandon()
         self.arrivals.take_back()
         self.weights.abandon()
         self.course.step_failed()

@@ -18,6 +18,7 @@ from .course import Course
 from .earlier import EarlierGradients
 from .guard import Repetition
 from .habits import Habits
+from .held import HeldGradients
 from .micro_batch import MicroBatch
 from .probes import Probes
 from .rebound import Rebound
@@ -84,6 +85,9 @@ class Passes(Probes):
         self.part = part
         self.micro_batches = micro_batches
         self.state = state
+        self.held = HeldGradients(moment.tensors for moment in state.before)
+        weights.after_pass()
+        self.held.take(self.trainable)
         self.after = state.after_first_passes()
         self.term: tuple[Vector, float, bool] | None = None
         self.device = loss.device
@@ -95,7 +99,6 @@ class Passes(Probes):
         self.rebound = Rebound()
         self.firsts: list[nn.Parameter] = []
         self.bystanders = [(p, p.grad) for p in others if id(p) not in optimized]
-        weights.after_pass()
         self._activate()
         self.turn_gradient()
 
@@ -126,6 +129,7 @@ class Passes(Probes):
                 torch._foreach_copy_(self.moved_memory, self.saved_memory)
                 self.is_home = True
             self.restore()
+        self.held.give_back()
         self.state.after_further_passes()
         if self.repetition is not None:
             self.repetition.judge()
@@ -257,6 +261,7 @@ class Passes(Probes):
         self.scope.before_replay()
         loss = self._pass(reduce, micro_batches)
         self.weights.after_pass()
+        self.held.take(self.trainable)
         if added_to and not self.scope.gradients_are_views:
             self._check_accumulated(added_to)
         self._activate()

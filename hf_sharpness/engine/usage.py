@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +47,10 @@ CLOSURE_IN_STEP = (
     "optimizer that needs one (LBFGS) runs it several times. Call optimizer.step() without a closure, of an optimizer "
     "that steps once with p.grad"
 )
+STEP_IN_BACKWARD = (
+    "the closure of method.backward calls optimizer.step(), which would move the weights in every pass: a closure does "
+    "forward and backward, and returns the loss. Call optimizer.step() once, after method.backward"
+)
 BACKWARD_IN_STEP = (
     "method.backward was called by the closure of optimizer.step(closure), too late for what {setting} adds to the "
     "step: call it before optimizer.step(), without a closure, or use {remedy}"
@@ -63,7 +68,7 @@ class Usage:
     def __init__(self, engine: Engine, scale: Callable[[], Tensor] | None) -> None:
         self.engine = engine
         self.scale = scale
-        self.unstepped = self.stepping = False
+        self.unstepped = self.stepping = self.in_passes = False
         self.warned = False
         self.idle: list[bool] = []
         self.factors: list[float | None] = []
@@ -72,6 +77,8 @@ class Usage:
         engine.optimizer.register_step_post_hook(self._stepped)
 
     def _steps(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self.in_passes:
+            raise RuntimeError(STEP_IN_BACKWARD)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is not None and self.unstepped and self.engine.weights.have_gradient():
             raise RuntimeError(CLOSURE_IN_STEP)
@@ -119,6 +126,15 @@ class Usage:
         self.idle, self.factors = [], []
         self.engine.habits.asks_factors = len(closures) > 1
         return list(closures)
+
+    @contextlib.contextmanager
+    def passes(self) -> Iterator[None]:
+        """Around the passes of a call; in them the base optimizer may not step."""
+        self.in_passes = True
+        try:
+            yield
+        finally:
+            self.in_passes = False
 
     def _has_gradient(self) -> bool:
         """Whether there is one that is not zero, as ``zero_grad(set_to_none=False)`` leaves it."""

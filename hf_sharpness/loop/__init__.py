@@ -126,23 +126,24 @@ class SharpnessAware:
 
         Raises:
             TypeError: a closure is no function, or returned no tensor.
-            RuntimeError: no closure ran ``loss.backward()``, or one dropped the gradients that it was to add to (it
-                called ``zero_grad``).
+            RuntimeError: no closure ran ``loss.backward()``, one dropped the gradients that it was to add to (it called
+                ``zero_grad``), or called ``optimizer.step()``.
         """
         closures = self._usage.begins(closure, part)
         of_part = None if part is None else PartClosure(part, self.engine.fraction.fraction)
         self.engine.course.measures = measure
         self.engine.begin()
         losses = []
-        for index, function in enumerate(closures, start=1):
-            losses.append(self.engine.record(function, index == len(closures), len(closures), of_part))
-            self._usage.recorded()
-        try:
-            self._usage.ends()
-        except BaseException:
-            self.engine.abort()
-            raise
-        self.engine.finish()
+        with self._usage.passes():
+            for index, function in enumerate(closures, start=1):
+                losses.append(self.engine.record(function, index == len(closures), len(closures), of_part))
+                self._usage.recorded()
+            try:
+                self._usage.ends()
+            except BaseException:
+                self.engine.abort()
+                raise
+            self.engine.finish()
         return torch.stack(losses).sum()
 
     def start_epoch(self) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from ..engine import Engine
+from ..engine.state import copied
 from ..engine.state.paths import Path
 from ..engine.state.tensors import Tensors
 from .counters import ChangedByOthers
-from .replay import copied
 
 
 class BeforeStep:

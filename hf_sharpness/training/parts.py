@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..engine.fraction import size_of_part
+from ..engine.state import copied
 from .first_examples import NoExamples, first_examples, number_of_examples
 from .outermost import Call
-from .replay import FirstPass, copied
+from .replay import FirstPass
 
 
 class InnerStep:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..engine.state import Moment, Root, State
+from ..engine.state import Moment, Root, State, copied, is_iterator
 from .accumulation import AccelerateState
 
 Prepare = Callable[[Any], Any]
@@ -33,6 +32,8 @@ def state_of(trainer: Any) -> list[Root]:
     roots = [Root("trainer", trainer, NO_STATE_OF_A_PASS), Root("trainer.args", vars(trainer.args))]
     if isinstance(trainer.train_dataset, Dataset):
         roots.append(Root("trainer.train_dataset", trainer.train_dataset))
+    own = vars(trainer.state)  # a loss may count there too (self.state.calls += 1)
+    roots.append(Root("trainer.state", own, frozenset(f.name for f in dataclasses.fields(trainer.state))))
     return roots
 
 
@@ -81,7 +82,7 @@ class FirstPass:
         def prepare(inputs: Any) -> Any:
             again = _Again(copied(inputs))  # kept only if needed
             result = self.prepare(inputs)
-            if _find(result, lambda value: _is_iterator(value) or _requires_grad(value)) is not None:
+            if _find(result, lambda value: is_iterator(value) or _requires_grad(value)) is not None:
                 self.prepared.append(again)
                 return result
             self.state.look_into(_objects_in(result))
@@ -156,42 +157,6 @@ class _Again:
     inputs: Any
 
 
-def copied(inputs: Any, device: torch.device | None = None) -> Any:
-    """Inputs with new containers and new tensors; other objects in them, and tensors that require grad, are shared.
-
-    What passes do to those objects is put back by the engine's state, see ``_objects_in``.
-
-    Args:
-        inputs: nested mappings, lists and tuples.
-        device: copy only the tensors on devices of its type. Default None: all.
-    """
-    done: dict[int, Tensor] = {}  # one tensor under two names stays one tensor
-
-    def copy_of(data: Any) -> Any:
-        if isinstance(data, Tensor):
-            if data.requires_grad or (device is not None and data.device.type != device.type):
-                return data
-            if id(data) not in done:
-                done[id(data)] = data.clone()
-            return done[id(data)]
-        if isinstance(data, MutableMapping):
-            result = copy.copy(data)
-            for key, value in data.items():
-                result[key] = copy_of(value)
-            return result
-        if isinstance(data, Mapping):
-            make: Any = type(data)
-            return make({key: copy_of(value) for key, value in data.items()})
-        if isinstance(data, (list, tuple)):
-            make = getattr(data, "_make", type(data))  # a named tuple's
-            return make(copy_of(value) for value in data)
-        return data
-
-    if isinstance(inputs, (Tensor, Mapping, list, tuple)) or _is_iterator(inputs):
-        return copy_of(inputs)
-    return copy.copy(inputs)
-
-
 def _objects_in(data: Any) -> list[Any]:
     """What inputs consist of besides tensors and containers: graphs, images, a library's own kind of batch."""
     if isinstance(data, Mapping):
@@ -199,7 +164,7 @@ def _objects_in(data: Any) -> list[Any]:
     if isinstance(data, (list, tuple)):
         return [found for value in data for found in _objects_in(value)]
     known = (Tensor, str, bytes, int, float, bool, type(None))
-    return [] if isinstance(data, known) or _is_iterator(data) else [data]
+    return [] if isinstance(data, known) or is_iterator(data) else [data]
 
 
 def _find(data: Any, wanted: Callable[[Any], bool]) -> Any:
@@ -210,16 +175,12 @@ def _find(data: Any, wanted: Callable[[Any], bool]) -> Any:
     return next((found for found in (_find(value, wanted) for value in inner) if found is not None), None)
 
 
-def _is_iterator(value: Any) -> bool:
-    return hasattr(type(value), "__next__")
-
-
 def _requires_grad(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
 def _check_repeatable(inputs: Any) -> None:
-    once = _find(inputs, _is_iterator)
+    once = _find(inputs, is_iterator)
     if once is not None:
         raise ValueError(
             f"a micro-batch holds a {type(once).__name__}, which can be read only once, but a sharpness-aware step "

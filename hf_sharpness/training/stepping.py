@@ -28,14 +28,17 @@ class OptimizerGuard:
     """Stops an optimizer that would step within a training step, before it does.
 
     Manual optimisation and adversarial networks do that; a further pass over the step would do it again. An optimizer
-    that the step makes for itself, as an attack on the inputs may, is left alone.
+    that the step makes for itself, as an attack on the inputs may, is left alone, and so is one that objects of the
+    user's hold with all that it steps, as adversarial training by a copy of the model may: that is put back.
 
     Args:
         refuse: raises the error, given the optimizer.
+        puts_back: whether what an optimizer holds is put back between the passes of the step.
     """
 
-    def __init__(self, refuse: Callable[[Optimizer], None]) -> None:
+    def __init__(self, refuse: Callable[[Optimizer], None], puts_back: Callable[[Optimizer], bool]) -> None:
         self.refuse = refuse
+        self.puts_back = puts_back
         self.watching = False
         self.trained: set[int] = set()
         self.held: set[int] = set()
@@ -71,7 +74,7 @@ class OptimizerGuard:
         if not self.watching:
             return
         trains = any(id(p) in self.trained for group in optimizer.param_groups for p in group["params"])
-        if trains or id(optimizer) in self.held or optimizer in self.earlier:
+        if trains or id(optimizer) in self.held or (optimizer in self.earlier and not self.puts_back(optimizer)):
             self.refuse(optimizer)
         self.now.add(optimizer)
 

@@ -18,12 +18,13 @@ from torch.optim.optimizer import Optimizer
 from ..engine import Engine
 from ..engine.fraction import PartClosure
 from ..engine.parallel import any_rank
+from ..engine.state import copied
 from .accumulation import AccelerateState, micro_batches_of_a_step
 from .before import BeforeStep
 from .gradient_watch import GradientWatch
 from .outermost import Call, Step, within_a_callback
 from .parts import Examples, InnerStep, check_whole, examples, once_more
-from .replay import FirstPass, copied
+from .replay import FirstPass
 from .stepping import GENERATES, OPTIMIZER_STEPS, OptimizerGuard, generation_refused
 
 
@@ -56,7 +57,7 @@ class Steps:
         self.differs = False
         self.asked = False
         self.gradients = GradientWatch([])
-        self.guard = OptimizerGuard(self._refuse_optimizer)
+        self.guard = OptimizerGuard(self._refuse_optimizer, engine.state.puts_back)
 
     # The outermost call.
 
@@ -292,9 +293,8 @@ class Steps:
 
     def _refuse(self, why: str, **names: str) -> None:
         assert self.call is not None
-        where = f"{type(self.trainer).__name__}'s loss (compute_loss, or the model's forward)"
-        if not self._is_inner(self.call.step):
-            where = self.call.name
+        loss = f"{type(self.trainer).__name__}'s loss (compute_loss, or the model's forward)"
+        where = loss if self._is_inner(self.call.step) else self.call.name
         error = ValueError(f"optim={self.trainer.args.optim!r} does not fit: {why.format(where=where, **names)}")
         self.call.refusal = error
         raise error

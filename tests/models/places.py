@@ -76,6 +76,20 @@ class Sobol(Stateful):
         return self.engine.num_generated
 
 
+class Spawning(Stateful):
+    """A generator of NumPy's whose children are drawn from."""
+
+    def prepare(self) -> None:
+        self.rng = np.random.default_rng(5)
+
+    def factor(self, h: Tensor) -> Tensor:
+        (child,) = self.rng.spawn(1)
+        return torch.from_numpy(child.uniform(0.5, 1.5, WIDTH))
+
+    def state(self) -> Any:
+        return self.rng.bit_generator.seed_seq.state
+
+
 class RareContainers(Stateful):
     def prepare(self) -> None:
         self.numbers, self.bytes = array("d", [0.0]), bytearray(1)
@@ -93,7 +107,52 @@ class RareContainers(Stateful):
         return list(self.numbers), bytes(self.bytes), dict(self.user), dict(self.chain)
 
 
+class Scaling:
+    """Divides gradients by their average norm."""
+
+    def __init__(self) -> None:
+        self.norm = 1.0
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        self.norm = 0.5 * self.norm + float(gradient.norm())
+        return gradient / self.norm
+
+
+class Count:
+    """Counts gradients."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, parameter: Tensor) -> None:
+        self.calls += 1
+
+
+class OfAHook(Stateful):
+    """What is called with the gradients of parameters: an object, and a function with a generator of its own."""
+
+    def prepare(self) -> None:
+        generator, counts = torch.Generator().manual_seed(3), {"calls": 0}
+
+        def noisy(gradient: Tensor) -> Tensor:
+            counts["calls"] += 1
+            return gradient * torch.rand(gradient.shape, generator=generator, dtype=torch.float64) / counts["calls"]
+
+        self.first.weight.register_hook(noisy)
+        self.first.weight.register_post_accumulate_grad_hook(Count())
+        self.last.weight.register_hook(Scaling())
+
+    def factor(self, h: Tensor) -> float:
+        return 1.0
+
+    def state(self) -> Any:
+        (scaling,), (count,) = self.last.weight._backward_hooks, self.first.weight._post_accumulate_grad_hooks
+        return self.last.weight._backward_hooks[scaling].norm, self.first.weight._post_accumulate_grad_hooks[
+            count
+        ].calls
+
+
 MODELS: dict[str, Callable[[], Stateful]] = {
-    kind.__name__: kind for kind in (OfAModule, OfAClass, OfADataset, Sobol, RareContainers)
+    kind.__name__: kind for kind in (OfAModule, OfAClass, OfADataset, OfAHook, Sobol, Spawning, RareContainers)
 }
-DEEP_COPIES = [name for name in MODELS if name not in ("OfAModule", "OfAClass")]
+DEEP_COPIES = [name for name in MODELS if name not in ("OfAModule", "OfAClass", "OfAHook")]

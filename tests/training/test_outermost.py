@@ -476,6 +476,42 @@ def test_an_optimizer_made_in_the_step_may_step(method: Any, train: Any) -> None
     torch.testing.assert_close(torch.stack(run.weights), torch.stack(alike.weights), rtol=1e-9, atol=1e-9)
 
 
+class Copy:
+    """A copy of the model that an optimizer of its own moves, as adversarial weight perturbation has it."""
+
+    def __init__(self, model: Any) -> None:
+        self.net = copy.deepcopy(model)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1, momentum=0.9)
+
+    def shift(self, inputs: Any) -> float:
+        self.optimizer.zero_grad()
+        self.net(**inputs)["loss"].backward()
+        self.optimizer.step()
+        return float(self.net.first.weight.norm())
+
+
+@every_method
+def test_an_optimizer_of_an_object_may_step(method: Any, train: Any) -> None:
+    """At rho 0 the steps are stock ones, and the copy has moved once for each."""
+    ours, stock = [], []
+    for record, options in ((ours, OPTIONS | method | {"sam_rho": 0.0}), (stock, {"optim": "sgd"})):
+
+        class Adversary(Ours):
+            copy: Any = None
+
+            def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+                if self.copy is None:
+                    self.copy = Copy(model)
+                factor = self.copy.shift(inputs)
+                return super().compute_loss(model, inputs | {"x": inputs["x"] * factor}, *args, **kwargs)
+
+        common = {k: v for k, v in OPTIONS.items() if k != "base_optim"}
+        run = train(Net().double(), ITEMS, trainer_class=Adversary, **(common | options))
+        record += [*run.weights, *(p.detach() for p in run.trainer.copy.net.parameters())]
+    for mine, theirs in zip(ours, stock, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
 class Writer(Net):
     def generate(self, x: torch.Tensor) -> torch.Tensor:
         return x

@@ -39,6 +39,8 @@ class Mixing:
         x, labels = inputs["x"], inputs["labels"]
         order = torch.randperm(len(x), generator=self.torch)
         share = self.numpy.uniform() * self.python.uniform(0.5, 1.0)
+        self.state.mixed = 1 + getattr(self.state, "mixed", 0)
+        share = share / self.state.mixed
         logits = model(x=share * x + (1 - share) * x[order])["logits"]
         self.tally.update(logits, labels)
         loss = share * F.cross_entropy(logits, labels) + (1 - share) * F.cross_entropy(logits, labels[order])
@@ -46,7 +48,13 @@ class Mixing:
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def what_is_left(self) -> Any:
-        return self.numpy.uniform(), torch.rand(2, generator=self.torch), self.python.random(), self.tally.state()
+        return (
+            self.numpy.uniform(),
+            torch.rand(2, generator=self.torch),
+            self.python.random(),
+            self.tally.state(),
+            self.state.mixed,
+        )
 
 
 class Tally(nn.Module):

@@ -19,6 +19,12 @@ from .code import is_own
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+MOST = 20_000
+"""Objects that one walk looks at: the nearest ones."""
+LONGEST_OF_OBJECTS, LONGEST_OF_TENSORS = 64, 2_000
+"""Elements of a list that are looked at one by one."""
+LARGEST_ARRAY = 2**16
+"""Bytes of a NumPy array, or one of Python's, that is still copied."""
 ATOMS = {
     *(int, float, complex, bool, str, bytes, type(None), type(Ellipsis), type(NotImplemented), range, slice, type),
     *(torch.dtype, torch.device, torch.Size, torch.layout, types.BuiltinFunctionType, types.ModuleType),
@@ -36,12 +42,14 @@ _WRAPPERS = {"torch.nn.parallel", "torch.distributed", "torch._dynamo", "deepspe
 SHARED_BY_THREADS = {"_thread", "threading", "queue", "_queue", "multiprocessing", "concurrent", "asyncio", "_asyncio"}
 """An object that holds one of these modules' objects is a service that other threads write to."""
 NO_STATE = (
-    *(enum.Enum, type, torch.autograd.Function, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler),
-    *(torch.utils.data.DataLoader, torch.utils.data.Sampler, TorchDispatchMode, TorchFunctionMode),
+    *(enum.Enum, type, torch.autograd.Function, torch.optim.lr_scheduler.LRScheduler),
+    *(torch.utils.data.Sampler, TorchDispatchMode, TorchFunctionMode),
 )
-"""Base classes of objects that are none of a pass's state: what draws from the data, optimizers, observers."""
+"""Base classes of objects that are none of a pass's state: what draws from the data, schedulers, observers."""
 NO_VARIABLES = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
 """What a script's names are bound to once and for all."""
+OF_ITERATORS = {"builtins", "itertools", "torch"}
+"""The packages whose iterators passes may draw from: generators, ``iter(...)``, ``cycle(...)``, a data loader's."""
 PLAIN = {dict, OrderedDict, defaultdict, Counter}
 """Dicts that have no attributes."""
 

@@ -59,6 +59,25 @@ class OwnGenerator:
         access[1](self.generator, self.state)
 
 
+class Standing:
+    """Where random generators stand: the global ones, and others.
+
+    Args:
+        devices: as ``RandomState`` takes them.
+        generators: as ``OwnGenerator`` takes them.
+    """
+
+    def __init__(self, devices: Iterable[torch.device], generators: Iterable[Any]) -> None:
+        self.own = [OwnGenerator(generator) for generator in generators]
+        self.all = RandomState(devices)
+
+    def restore(self) -> None:
+        """Set every generator back to this."""
+        for generator in self.own:
+            generator.restore()
+        self.all.restore()
+
+
 def is_generator(kind: type) -> bool:
     """Whether objects of a type are random generators whose state can be read and set."""
     return _access(kind) is not None
@@ -74,9 +93,22 @@ def _access(kind: type) -> tuple[Callable[[Any], Any], Callable[[Any, Any], Any]
     if numpy is None:
         return None
     if issubclass(kind, numpy.random.Generator):
-        return lambda g: g.bit_generator.state, lambda g, state: setattr(g.bit_generator, "state", state)
+        return lambda g: _bits(g.bit_generator), lambda g, state: _set_bits(g.bit_generator, state)
     if issubclass(kind, numpy.random.BitGenerator):
-        return lambda g: g.state, lambda g, state: setattr(g, "state", state)
+        return _bits, _set_bits
     if issubclass(kind, numpy.random.RandomState):
         return lambda g: g.get_state(legacy=False), lambda g, state: g.set_state(state)
     return None
+
+
+def _bits(generator: Any) -> tuple[Any, dict[str, Any] | None]:
+    """The state of one of NumPy's bit generators, and that of what its children come from (``spawn``)."""
+    seeds = getattr(generator, "seed_seq", None)
+    return generator.state, getattr(seeds, "state", None)
+
+
+def _set_bits(generator: Any, state: tuple[Any, dict[str, Any] | None]) -> None:
+    bits, seeds = state
+    if seeds is not None and generator.seed_seq.n_children_spawned != seeds["n_children_spawned"]:
+        generator.__setstate__((bits, type(generator.seed_seq)(**seeds)))
+    generator.state = bits

@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-import sys
 import types
-from array import array
-from collections import ChainMap, UserDict, UserList, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
-import torch.utils.data
 from torch import Tensor, nn
 
 from . import bounds
 from .code import functions_of, is_own, names_in
-from .generators import is_generator
-from .holders import LONGEST, Array, Cell, ClassValues, Elements, Holder, Names, Numbers, Slots, SomeNames
+from .holders import LONGEST, Array, Cell, ClassValues, Elements, Names, Numbers, Slots, SomeNames
 from .paths import Path, Root
 from .quiet import QuietModules
-
-MOST = 20_000
-"""Objects that one walk looks at: the nearest ones."""
-LONGEST_OF_OBJECTS, LONGEST_OF_TENSORS = 64, 2_000
-"""Elements of a list that are looked at one by one."""
-LARGEST_ARRAY = 2**16
-"""Bytes of a NumPy array, or one of Python's, that is still copied."""
+from .reached import Reached
+from .visits import visit_of
 
 _OF_A_MODULE = frozenset(vars(nn.Module()))
-
-
-class Reached:
-    """What a walk found.
-
-    Attributes:
-        holders: objects with contents.
-        tensors: tensors that are none of the weights, each with its path.
-        generators: random generators.
-    """
-
-    def __init__(self) -> None:
-        self.holders: list[Holder] = []
-        self.tensors: list[tuple[Path, Tensor]] = []
-        self.generators: list[Any] = []
 
 
 def reach(roots: Iterable[Root], is_weight: Callable[[Any], bool], binds_weights: bool, quiet: QuietModules) -> Reached:
@@ -71,7 +45,7 @@ def reach(roots: Iterable[Root], is_weight: Callable[[Any], bool], binds_weights
             walk.skips[id(root.value)] = root.skip
         walk.put(root.value, (None, root.name))
     for visit, value, path in walk.queue:  # grows meanwhile; holds on to every object, so that no id is used twice
-        visit(walk, value, path)
+        getattr(walk, visit)(value, path)
     for variables, names in walk.variables.values():
         kept = [name for name in names if not isinstance(variables[name], bounds.NO_VARIABLES)]
         walk.reached.holders.append(SomeNames(variables, kept))
@@ -86,16 +60,16 @@ class _Walk:
         self.binds_weights = binds_weights
         self.reached = Reached()
         self.seen: set[int] = set()
-        self.queue: list[tuple[Callable[..., None], Any, Path]] = []
+        self.queue: list[tuple[str, Any, Path]] = []
         self.skips: dict[int, frozenset[str]] = {}
         self.variables: dict[int, tuple[dict[str, Any], set[str]]] = {}
 
     def put(self, value: Any, path: Path) -> None:
         """Have a value looked at later, if there is anything in it."""
         kind = type(value)
-        if kind in bounds.ATOMS or id(value) in self.seen or len(self.queue) >= MOST:
+        if kind in bounds.ATOMS or id(value) in self.seen or len(self.queue) >= bounds.MOST:
             return
-        visit = _visit(kind)
+        visit = visit_of(kind)
         if visit is not None:
             self.seen.add(id(value))
             self.queue.append((visit, value, path))
@@ -108,11 +82,35 @@ class _Walk:
     # One for each kind of object.
 
     def tensor(self, tensor: Tensor, path: Path) -> None:
+        self.hooks_of(tensor, path)
         if not self.is_weight(tensor):
             self.reached.tensors.append((path, tensor))
 
+    def hooks_of(self, tensor: Tensor, path: Path) -> bool:
+        """What is called with a tensor's gradient; returns whether there is anything."""
+        found = [*(tensor._backward_hooks or {}).items(), *(tensor._post_accumulate_grad_hooks or {}).items()]
+        self.put_all(found, (path, "hooks"))
+        return bool(found)
+
     def generator(self, generator: Any, path: Path) -> None:
         self.reached.generators.append(generator)
+
+    def iterator(self, iterator: Any, path: Path) -> None:
+        self.reached.iterators.append(iterator)
+
+    def loader(self, loader: Any, path: Path) -> None:
+        """What a data loader draws its order from."""
+        for drawing in (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
+            self.put(getattr(drawing, "generator", None), path)
+
+    def optimizer(self, optimizer: Any, path: Path) -> None:
+        """One that a pass steps: it trains other tensors than the base optimizer."""
+        groups = optimizer.param_groups
+        if any(self.is_weight(p) for group in groups for p in group["params"]):
+            return
+        self.reached.optimizers.add(id(optimizer))
+        for contents in (optimizer.state, *groups, *optimizer.state.values()):
+            self.put(contents, path)
 
     def wrapper(self, module: nn.Module, path: Path) -> None:
         for inner in module._modules.values():
@@ -141,7 +139,7 @@ class _Walk:
                     self.put_all(value.items(), (path, name))
             elif isinstance(value, nn.Module):
                 self.put(value, (path, name))
-            elif _visit(type(value)) is not None:
+            elif visit_of(type(value)) is not None:
                 quiet = False
                 self.put(value, (path, name))
         if quiet and not any(inner) and self.quiet.add(module, holder, tuple(inner)):
@@ -156,7 +154,8 @@ class _Walk:
         if others and not self.binds_weights:
             self.reached.holders.append(Names(parameters))
         self.put_all(parameters.items() if others else (), path)
-        return not others
+        hooked = [self.hooks_of(p, (path, name)) for name, p in parameters.items() if p is not None]
+        return not others and not any(hooked)
 
     def instance(self, value: Any, path: Path) -> None:
         own, slots = bounds.attributes_of(value), bounds.slots_of(type(value))
@@ -186,8 +185,9 @@ class _Walk:
 
     def mapping(self, value: Any, path: Path) -> None:
         if dict.__len__(value) <= LONGEST:
-            self.reached.holders.append(Names(value, is_dict=True))
-            self.put_all(((bounds.label(key), v) for key, v in dict.items(value)), path)
+            skip = self.skips.get(id(value), frozenset())
+            self.reached.holders.append(Names(value, skip, is_dict=True))
+            self.put_all(((bounds.label(key), v) for key, v in dict.items(value) if key not in skip), path)
         if type(value) not in bounds.PLAIN:
             self.put_all(bounds.attributes_of(value).items(), path)
 
@@ -206,19 +206,19 @@ class _Walk:
         kinds = set(map(type, elements)) - bounds.ATOMS
         if not kinds:
             return
-        if len(elements) <= LONGEST_OF_OBJECTS or (
-            len(elements) <= LONGEST_OF_TENSORS and all(issubclass(kind, Tensor) for kind in kinds)
+        if len(elements) <= bounds.LONGEST_OF_OBJECTS or (
+            len(elements) <= bounds.LONGEST_OF_TENSORS and all(issubclass(kind, Tensor) for kind in kinds)
         ):
             self.put_all(enumerate(elements), path)
 
     def array(self, value: Any, path: Path) -> None:
-        if value.nbytes > LARGEST_ARRAY or not value.flags.writeable or value.dtype.hasobject:
+        if value.nbytes > bounds.LARGEST_ARRAY or not value.flags.writeable or value.dtype.hasobject:
             return
         if not self.is_weight(value):
             self.reached.holders.append(Array(value))
 
     def numbers(self, value: Any, path: Path) -> None:
-        if memoryview(value).nbytes <= LARGEST_ARRAY:
+        if memoryview(value).nbytes <= bounds.LARGEST_ARRAY:
             self.reached.holders.append(Numbers(value))
 
     def method(self, value: Any, path: Path) -> None:
@@ -265,36 +265,3 @@ class _Walk:
                     self.classes(bounds.own_classes(value))
                 else:
                     self.put(value, (path, name))
-
-
-@bounds.of_a_type
-def _visit(kind: type) -> Callable[..., None] | None:
-    """How objects of a type are walked, None if not."""
-    numpy = sys.modules.get("numpy")
-    package = bounds.module_of(kind).partition(".")[0]
-    for base, visit in (
-        (Tensor, _Walk.tensor),
-        (nn.Module, _Walk.wrapper if bounds.is_wrapper(kind) else _Walk.module),
-        (dict, _Walk.mapping),
-        ((list, deque, set), _Walk.elements),
-        (tuple, _Walk.tuple),
-        (types.FunctionType, _Walk.function),
-        (types.MethodType, _Walk.method),
-        (functools.partial, _Walk.partial),
-        (torch.utils.data.Dataset, _Walk.instance if bounds.own_classes(kind) else None),
-        (bounds.NO_STATE, None),
-        (torch.quasirandom.SobolEngine, _Walk.instance),
-        ((types.SimpleNamespace, UserDict, UserList, ChainMap), _Walk.instance),
-        ((bytearray, array), _Walk.numbers),
-    ):
-        if issubclass(kind, base):
-            return visit
-    if is_generator(kind):
-        return _Walk.generator
-    if numpy is not None and kind is numpy.ndarray:
-        return _Walk.array
-    if package in bounds.PRIVATE_TO_LIBRARIES:
-        return _Walk.instance if issubclass(kind, Mapping) else None
-    if package in sys.stdlib_module_names or package == "builtins":
-        return None
-    return _Walk.instance

@@ -9,19 +9,21 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ...vectors import is_sharded, local
 from ..for_a_while import leave
-from ..overlap import extent_in_bytes
 from .checked_steps import CheckedSteps
 from .discovery import Discovery
+from .draws import StandIns
 from .flags import Flags
-from .generators import OwnGenerator, RandomState, accelerators_of
+from .generators import Standing, accelerators_of
 from .holders import Content, Elements, Holder, LeftAlone, Names, bytes_of
 from .paths import Path, Root, name_of
 from .quiet import QuietModules, changed_of
-from .reach import Reached, reach
-from .tensors import Region, Tensors, Watched, storage_of
+from .reach import reach
+from .reached import Reached
+from .tensors import Region, Tensors, Watched, ranges_of
 
 if TYPE_CHECKING:
     from ..weights import Weights
@@ -40,12 +42,14 @@ class Moment:
         reached = state.reach()
         known = {id(holder.target): content for holder, content in earlier.contents} if earlier else {}
         self.contents: list[tuple[Holder, Content]] = [(h, _taken(h, known)) for h in reached.holders]
+        self.draws = state.stand_ins.put(self.contents, reached.iterators)
+        self.optimizers = reached.optimizers
         self.quiet = state.quiet.entries
+        state.note_gradients()
         self.tensors = Tensors(reached.tensors, state.written, large, state.lies_on_weights)
         self.included: list[Tensors] = []
         self.left_alone = LeftAlone()
-        self.generators = [OwnGenerator(generator) for generator in reached.generators]
-        self.random = RandomState(state.devices)
+        self.random = Standing(state.devices, reached.generators)
 
     def include(self, state: State, module: nn.Module) -> None:
         """Add a module that was not reached."""
@@ -58,10 +62,10 @@ class Moment:
         """Make everything what it was at this moment. Harmless to repeat."""
         for holder, content in [*self.contents, *changed_of(self.quiet)]:
             holder.put(content, self.left_alone)
+        for draws, place in self.draws:
+            draws.place = place
         for tensors in [self.tensors, *self.included]:
             tensors.restore()
-        for generator in self.generators:
-            generator.restore()
         self.random.restore()
 
 
@@ -86,16 +90,20 @@ class State:
         self.written: set[Path] = set()
         self.places: list[int] | None = None
         self.ranges: dict[int, list[tuple[int, int]]] = {}
+        self.gradients: dict[int, list[tuple[int, int]]] = {}
         self.quiet = QuietModules()
         self.checked_steps = CheckedSteps(weights.optimizer)
         self.earlier: weakref.ref[Moment] | None = None
         self.met: list[weakref.ref[nn.Module]] = []
+        self.stand_ins = StandIns(self._randomness)
         self.discovers = False
+        self.looked_at: set[Path] = set()
         self.batch: list[Root] = []
         self.forget()
 
     def forget(self) -> None:
         """The step is over."""
+        self.stand_ins.take_away()
         self.before: list[Moment] = []
         self.noted: list[Moment] = []
         self.after: Moment | None = None
@@ -134,9 +142,17 @@ class State:
         if discover or places != self.places:
             self.quiet.clear()
             self.devices = accelerators_of(self.weights.model.parameters())
-            self.places, self.ranges = places, {}
-            for tensor in local(parameters):
-                self.ranges.setdefault(storage_of(tensor), []).append(extent_in_bytes(tensor))
+            self.places, self.ranges = places, ranges_of(local(parameters))
+
+    def _randomness(self) -> Standing:
+        """Where all random generators stand that the step's last moment knows of."""
+        known = [*self._earlier(), *self.before][-1:]
+        return Standing(self.devices, [own.generator for moment in known for own in moment.random.own])
+
+    def _earlier(self) -> list[Moment]:
+        """The moment from which the step may be taken anew, if there is one."""
+        moment = self.earlier() if self.earlier is not None else None
+        return [] if moment is None else [moment]
 
     def look_into(self, objects: list[Any]) -> None:
         """State of the coming pass, or of the one under way, is in these as well: parts of its batch."""
@@ -157,7 +173,14 @@ class State:
             self.of_step += [Root("closure", closure) for closure in closures]
         moment = Moment(self, None, large=not self.before)
         self.before.append(moment)
+        self._look_at_new(moment)
         return moment
+
+    def _look_at_new(self, moment: Moment) -> None:
+        """A step with frozen parameters that were not there (a teacher made on the way) is looked at closely, too."""
+        new = {w.path for w in moment.tensors.bound if isinstance(w.tensor, nn.Parameter)} - self.looked_at
+        self.looked_at |= new
+        self.discovers |= bool(new)
 
     def include(self, module: nn.Module) -> None:
         """A first pass is about to call a module outside the model: if no walk comes to it, it is a root of its own."""
@@ -174,6 +197,10 @@ class State:
         moment = Moment(self, None, large=True)
         self.earlier = weakref.ref(moment)
         return moment
+
+    def puts_back(self, optimizer: Optimizer) -> bool:
+        """Whether a pass of the step under way may step an optimizer: what it holds is put back for the next one."""
+        return any(id(optimizer) in moment.optimizers for moment in [*self.before, *self._earlier()])
 
     def note(self) -> Moment:
         """A moment within a first pass, for its replays to go on from."""
@@ -224,9 +251,14 @@ class State:
         return any(first < end and begin < after for begin, end in pieces)
 
     def lies_on_weights(self, region: Region) -> bool:
-        """Whether a piece of memory overlaps the trainable weights': it is moved and put back with them."""
+        """Whether a piece of memory overlaps that of the trainable weights, or their gradients: no state of a pass."""
         storage, first, after = region
-        return any(first < end and start < after for start, end in self.ranges.get(storage, ()))
+        pieces = (*self.ranges.get(storage, ()), *self.gradients.get(storage, ()))
+        return any(first < end and start < after for start, end in pieces)
+
+    def note_gradients(self) -> None:
+        """The user's code may hold on to what is in p.grad now (``self.backup[name] = p.grad``)."""
+        self.gradients = ranges_of(local([p.grad for p in self.weights.parameters() if p.grad is not None]))
 
     def _notice(self, watched: Watched, what: str) -> None:
         if watched.path in self.written:
@@ -247,8 +279,7 @@ class State:
         if not self.discovers:
             yield
             return
-        earlier = self.earlier() if self.earlier is not None else None
-        moments = [self.after] if self.after is not None else [*self.before, *([earlier] if earlier else [])]
+        moments = [self.after] if self.after is not None else [*self.before, *self._earlier()]
         by_storage: dict[int, list[Watched]] = {storage: [] for storage in self.ranges}
         for watched in (w for moment in moments for w in moment.tensors.by_region.values()):
             by_storage.setdefault(watched.region[0], []).append(watched)

@@ -7,7 +7,7 @@ made in inference mode, sharded, or resized by a pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -95,7 +95,7 @@ class Tensors:
         found: paths and tensors.
         written: paths of tensors that a pass is known to write.
         large: copy those of them that are not small, too (what is of one micro-batch is in any case).
-        on_weights: says whether a region is the memory of weights, which are put back elsewhere.
+        on_weights: says whether a region is the memory of weights, or their gradients, which are put back elsewhere.
     """
 
     def __init__(
@@ -147,6 +147,15 @@ def storage_of(tensor: Tensor) -> int:
         return tensor.untyped_storage().data_ptr()
     except (NotImplementedError, RuntimeError):
         return 0
+
+
+def ranges_of(tensors: Iterable[Tensor]) -> dict[int, list[tuple[int, int]]]:
+    """By storage the pieces of memory that tensors lie on: first byte, and the one after the last."""
+    ranges: dict[int, list[tuple[int, int]]] = {}
+    for tensor in tensors:
+        if tensor.layout == torch.strided:
+            ranges.setdefault(storage_of(tensor), []).append(extent_in_bytes(tensor))
+    return ranges
 
 
 def parts_of(tensor: Tensor) -> list[Tensor]:

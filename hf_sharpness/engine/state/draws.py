@@ -1,0 +1,164 @@
+"""Iterators that passes draw from (``next(self.unlabelled)``): further passes get what the first one drew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+from .copies import copied
+from .holders import Content, Elements, Holder, Names
+
+
+class Randomness(Protocol):
+    """Where random generators stand."""
+
+    def restore(self) -> None:
+        """Set them back to that."""
+
+
+class Draw(NamedTuple):
+    """What an iterator gave.
+
+    Attributes:
+        value: the element.
+        ended: there was none: it came to its end.
+        left: the random generators after it was made; None if that is past.
+    """
+
+    value: Any
+    ended: bool
+    left: Randomness | None
+
+
+class Draws:
+    """Stands in for an iterator while the passes of a step are made.
+
+    Args:
+        iterator: the iterator.
+        randomness: notes where random generators stand.
+
+    Attributes:
+        place: how many of the elements drawn in this step the pass under way has got.
+    """
+
+    def __init__(self, iterator: Any, randomness: Callable[[], Randomness]) -> None:
+        self.iterator = iterator
+        self.randomness = randomness
+        self.drawn: list[Draw] = []
+        self.place = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return self._draw(lambda: next(self.iterator))
+
+    def send(self, value: Any) -> Any:
+        """A generator's."""
+        return self._draw(lambda: self.iterator.send(value))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "iterator":
+            raise AttributeError(name)
+        return getattr(self.iterator, name)
+
+    def _draw(self, draw: Callable[[], Any]) -> Any:
+        if self.place < len(self.drawn):
+            known = self.drawn[self.place]
+            self.place += 1
+            if known.left is not None:
+                known.left.restore()
+            if known.ended:
+                raise StopIteration
+            return copied(known.value)
+        value, ended = None, False
+        try:
+            value = draw()
+        except StopIteration:
+            ended = True
+        self.drawn.append(Draw(copied(value), ended, self.randomness()))
+        self.place += 1
+        if ended:
+            raise StopIteration
+        return value
+
+    def settle(self) -> Any:
+        """The step is over: the iterator; or this, where further passes have drawn more than the first ones did."""
+        left = self.drawn[self.place :]
+        if not left:
+            return self.iterator
+        self.drawn, self.place = [draw._replace(left=None) for draw in left], 0
+        return self
+
+
+class LongDraws(Draws):
+    """The same for an iterator that says how long it is, as a data loader's does."""
+
+    def __len__(self) -> int:
+        return len(self.iterator)
+
+
+class StandIns:
+    """The stand-ins in place, each with the object that holds it, and the name there.
+
+    Args:
+        randomness: notes where random generators stand.
+    """
+
+    def __init__(self, randomness: Callable[[], Randomness]) -> None:
+        self.randomness = randomness
+        self.by_iterator: dict[int, Draws] = {}
+        self.places: list[tuple[Holder, Any, Draws]] = []
+
+    def put(self, contents: Iterable[tuple[Holder, Content]], iterators: list[Any]) -> list[tuple[Draws, int]]:
+        """Have iterators stood in for.
+
+        Args:
+            contents: holders with what they hold, in which the iterators are replaced as well.
+            iterators: those that were found.
+
+        Returns:
+            All stand-ins, each with its place.
+        """
+        if iterators:
+            wanted = {id(iterator) for iterator in iterators}
+            for holder, content in contents:
+                for name, value in _items(holder, content):
+                    if id(value) in wanted:
+                        draws = self._of(value)
+                        content[name] = draws
+                        _set(holder, name, draws)
+                        self.places.append((holder, name, draws))
+        return [(draws, draws.place) for draws in self.by_iterator.values()]
+
+    def _of(self, iterator: Any) -> Draws:
+        if isinstance(iterator, Draws):  # left from an earlier step, or from one that is taken anew
+            return self.by_iterator.setdefault(id(iterator.iterator), iterator)
+        if id(iterator) not in self.by_iterator:
+            kind = LongDraws if hasattr(type(iterator), "__len__") else Draws
+            self.by_iterator[id(iterator)] = kind(iterator, self.randomness)
+        return self.by_iterator[id(iterator)]
+
+    def take_away(self) -> None:
+        """The step is over: the iterators are in their places again."""
+        places, known = self.places, self.by_iterator
+        self.places, self.by_iterator = [], {}
+        settled = {id(draws): draws.settle() for draws in known.values()}
+        for holder, _, draws in places:
+            for name, value in _items(holder, holder.take()):
+                if value is draws:
+                    _set(holder, name, settled[id(draws)])
+
+
+def _items(holder: Holder, content: Content) -> list[tuple[Any, Any]]:
+    if isinstance(holder, Names):
+        return [(name, value) for name, value in content.items() if name not in holder.skip]
+    is_list = isinstance(holder, Elements) and type(content) is list and isinstance(holder.target, list)
+    return list(enumerate(content)) if is_list else []
+
+
+def _set(holder: Holder, name: Any, value: Any) -> None:
+    if isinstance(holder, Names):
+        holder.set(name, value)
+    else:
+        list.__setitem__(holder.target, name, value)

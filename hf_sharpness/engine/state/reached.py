@@ -1,0 +1,29 @@
+"""What a walk over Python objects has found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .holders import Holder
+from .paths import Path
+
+
+class Reached:
+    """What a walk found.
+
+    Attributes:
+        holders: objects with contents.
+        tensors: tensors that are none of the weights, each with its path.
+        generators: random generators.
+        iterators: what can be drawn from just once.
+        optimizers: ids of those that are put back with what they hold.
+    """
+
+    def __init__(self) -> None:
+        self.holders: list[Holder] = []
+        self.tensors: list[tuple[Path, Tensor]] = []
+        self.generators: list[Any] = []
+        self.iterators: list[Any] = []
+        self.optimizers: set[int] = set()

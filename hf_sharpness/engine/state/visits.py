@@ -1,0 +1,55 @@
+"""Which objects a walk looks into, and how."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from array import array
+from collections import ChainMap, UserDict, UserList, deque
+from collections.abc import Mapping
+
+import torch
+import torch.utils.data
+from torch import Tensor, nn
+
+from . import bounds
+from .draws import Draws, LongDraws
+from .generators import is_generator
+
+
+@bounds.of_a_type
+def visit_of(kind: type) -> str | None:
+    """How objects of a type are walked: the name of a method of the walk's. None if they are not."""
+    numpy = sys.modules.get("numpy")
+    package = bounds.module_of(kind).partition(".")[0]
+    for base, visit in (
+        (Tensor, "tensor"),
+        (nn.Module, "wrapper" if bounds.is_wrapper(kind) else "module"),
+        (dict, "mapping"),
+        ((list, deque, set), "elements"),
+        (tuple, "tuple"),
+        (types.FunctionType, "function"),
+        (types.MethodType, "method"),
+        (functools.partial, "partial"),
+        (torch.utils.data.Dataset, "instance" if bounds.own_classes(kind) else None),
+        (torch.utils.data.DataLoader, "loader"),
+        (torch.optim.Optimizer, "optimizer"),
+        (bounds.NO_STATE, None),
+        (torch.quasirandom.SobolEngine, "instance"),
+        ((types.SimpleNamespace, UserDict, UserList, ChainMap), "instance"),
+        ((bytearray, array), "numbers"),
+    ):
+        if issubclass(kind, base):
+            return visit
+    if is_generator(kind):
+        return "generator"
+    if numpy is not None and kind is numpy.ndarray:
+        return "array"
+    if kind in (Draws, LongDraws) or (package in bounds.OF_ITERATORS and hasattr(kind, "__next__")):
+        return "iterator"
+    if package in bounds.PRIVATE_TO_LIBRARIES:
+        return "instance" if issubclass(kind, Mapping) else None
+    if package in sys.stdlib_module_names or package == "builtins":
+        return None
+    return "instance"
