@@ -45,7 +45,6 @@ class Moment:
         self.draws = state.stand_ins.put(self.contents, reached.iterators)
         self.optimizers = reached.optimizers
         self.quiet = state.quiet.entries
-        state.note_gradients()
         self.tensors = Tensors(reached.tensors, state.written, large, state.lies_on_weights)
         self.included: list[Tensors] = []
         self.left_alone = LeftAlone()
@@ -171,6 +170,7 @@ class State:
         self.batch = []
         if self.closures:
             self.of_step += [Root("closure", closure) for closure in closures]
+        self.note_gradients()
         moment = Moment(self, None, large=not self.before)
         self.before.append(moment)
         self._look_at_new(moment)
@@ -220,6 +220,7 @@ class State:
         flags = Flags(held, self.weights_were_set)
         for moment in [*self.before, *self.noted]:
             moment.left_alone = flags
+        self.note_gradients()
         self.after = Moment(self, first, large=True)
         self.after.left_alone = flags.for_the_end()
         return self.after
