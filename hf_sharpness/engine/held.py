@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from ..vectors import local
-from .state.tensors import Tensors, ranges_of
+from .state.tensors import Tensors, ranges_of, storage_of
 
 
 class HeldGradients:
@@ -26,6 +26,8 @@ class HeldGradients:
 
     def take(self, parameters: Iterable[nn.Parameter]) -> None:
         """A pass has ended: what it has left in such memory is copied."""
+        if not self.ranges:
+            return
         for parameter in parameters:
             gradient = parameter.grad
             if gradient is not None and self._holds(gradient):
@@ -40,6 +42,8 @@ class HeldGradients:
                 parameter.grad = original
 
     def _holds(self, gradient: Tensor) -> bool:
+        if type(gradient) is Tensor and storage_of(gradient) not in self.ranges:  # nearly every one
+            return False
         for storage, ranges in ranges_of(local([gradient])).items():
             for first, after in ranges:
                 if any(first < end and begin < after for begin, end in self.ranges.get(storage, ())):

@@ -94,8 +94,8 @@ def _storage(tensor: Tensor) -> int:
 def _extent(tensor: Tensor) -> tuple[int, int]:
     """The first element of its storage that a tensor uses, and the one after the last."""
     first = int(tensor.storage_offset())
-    if not tensor.numel():
-        return first, first
+    if tensor.is_contiguous() or not tensor.numel():
+        return first, first + tensor.numel()
     steps = zip(tensor.size(), tensor.stride(), strict=True)
     return first, first + sum((size - 1) * stride for size, stride in steps) + 1
 

@@ -88,9 +88,11 @@ class _Walk:
 
     def hooks_of(self, tensor: Tensor, path: Path) -> bool:
         """What is called with a tensor's gradient; returns whether there is anything."""
+        if not (tensor._backward_hooks or tensor._post_accumulate_grad_hooks):
+            return False
         found = [*(tensor._backward_hooks or {}).items(), *(tensor._post_accumulate_grad_hooks or {}).items()]
         self.put_all(found, (path, "hooks"))
-        return bool(found)
+        return True
 
     def generator(self, generator: Any, path: Path) -> None:
         self.reached.generators.append(generator)
