@@ -94,7 +94,8 @@ def power_in_words(seeds: int, arms: int) -> str:
     """What so many seeds can find, in standard deviations of a paired difference, before any is known."""
     effect = statistics.detectable_effect(np.ones((1, 1)), seeds, statistics.LEVEL / arms)
     if effect == float("inf"):
-        return f"{seeds} seeds can decide nothing between {arms} arms; it takes {statistics.seeds_needed(arms)}"
+        between = "an arm and the base" if arms == 1 else f"{arms} arms and the base"
+        return f"{seeds} seeds can decide nothing between {between}; it takes {statistics.seeds_needed(arms)}"
     return f"{seeds} seeds find {effect:.1f} standard deviations of a paired difference in four cases of five"
 
 

@@ -87,8 +87,13 @@ def _value(cls: type, name: str, text: str) -> Any:
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> typing.NoReturn:
-            raise ValueError(f"--set {name}={text}: {message}")
+            raise ValueError(message)
 
     setting: Any = dataclasses.make_dataclass("Setting", [(name, hint, default)])
     parser = Parser(setting, allow_abbrev=False)
-    return getattr(parser.parse_args([f"--{name}={text}"]), name)
+    try:
+        return getattr(parser.parse_args([f"--{name}={text}"]), name)
+    except ValueError as error:
+        message = str(error)
+    # Outside, so that argparse's own two errors are not told before it.
+    raise ValueError(f"--set {name}={text}: {message}")

@@ -202,5 +202,6 @@ def test_a_budget_cuts_points_first_then_seeds_and_says_what_that_costs():
 
 
 def test_power_in_words():
-    assert power_in_words(6, 3) == "6 seeds can decide nothing between 3 arms; it takes 7"
+    assert power_in_words(6, 3) == "6 seeds can decide nothing between 3 arms and the base; it takes 7"
+    assert power_in_words(2, 1) == "2 seeds can decide nothing between an arm and the base; it takes 6"
     assert power_in_words(8, 1).startswith("8 seeds find 1.2 standard deviations")
