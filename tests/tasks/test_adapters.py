@@ -99,7 +99,7 @@ def test_modules_that_the_model_has_not_are_named(recipe: Recipe) -> None:
 
 def test_an_image_model_keeps_its_new_head() -> None:
     pytest.importorskip("sklearn")
-    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "patch_size": 2}
     section = PeftSection(target_modules=["all-linear"])
     image = Recipe("image-classification", ModelSection(config=size), DataSection("digits"), {}, peft=section)
     names = [n for n, p in build_task(image, load_data(image)).model.named_parameters() if p.requires_grad]
