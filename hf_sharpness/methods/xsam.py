@@ -14,25 +14,28 @@ from .alpha_search import SEARCHES, chosen
 from .hyperparameters import hyperparameter, is_count, is_number
 from .registry import register
 from .sam import SAM
-from .signs import CHANCE, Seen, Sign
+from .signs import Seen, Sign
 from .step import Step
+
+AT_THE_END = 8
+"""Searches in a row that end there by no chance: under AdamW every second one does (docs/cheaper-steps.md)."""
 
 
 def alpha_at_the_end(seen: Seen) -> str | None:
     """XSAM's search that would go on beyond its grid."""
-    last = seen.method.found_lately[-CHANCE:]
-    if len(last) < CHANCE:
+    last = seen.method.found_lately[-AT_THE_END:]
+    if len(last) < AT_THE_END:
         return None
     highest = seen.method.alpha_max
     if all(alpha >= highest * (1 - 1e-6) for alpha in last):
         return (
-            f"alpha was found at the upper end of its grid in {CHANCE} searches in a row: the highest loss lies "
+            f"alpha was found at the upper end of its grid in {AT_THE_END} searches in a row: the highest loss lies "
             f"beyond {seen.named('alpha_max')}. Raise it, or lower {seen.argument('rho_max')}"
         )
     if all(alpha <= highest * 1e-6 for alpha in last):
         return (
-            f"alpha was found at the lower end of its grid, 0, in {CHANCE} searches in a row: the gradient after the "
-            f"ascent adds nothing. Lower {seen.argument('rho_max')}, or use optim='sam'"
+            f"alpha was found at the lower end of its grid, 0, in {AT_THE_END} searches in a row: the gradient after "
+            f"the ascent adds nothing. Lower {seen.argument('rho_max')}, or use optim='sam'"
         )
     return None
 
@@ -163,7 +166,7 @@ class XSAM(SAM):
         if self.search_due:
             self.found_alpha = self.find_alpha(step, v0, g, v0_norm, g_norm, psi)
             if self.found_alpha is not None:
-                self.found_lately = [*self.found_lately, self.found_alpha][-CHANCE:]
+                self.found_lately = [*self.found_lately, self.found_alpha][-AT_THE_END:]
         self.steps_taken += 1
         self.epoch_begins = False
         alpha = 1.0 if self.alpha_in_use is None else self.alpha_in_use

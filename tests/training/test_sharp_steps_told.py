@@ -120,10 +120,10 @@ def test_searches_are_counted_where_they_are_made(train: Any) -> None:
     given = {"optim": "xsam", "xsam_refresh": 1, "xsam_alpha_max": 0.1, "sam_interval": 4, "sam_rho": 0.5}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        train(Net(), ITEMS, **given, max_steps=8)
+        train(Net(), ITEMS, **given, max_steps=28)
     assert not caught
-    with pytest.warns(UserWarning, match="alpha was found at the upper end of its grid in 3 searches in a row"):
-        train(Net(), ITEMS, **given, max_steps=9)
+    with pytest.warns(UserWarning, match="alpha was found at the upper end of its grid in 8 searches in a row"):
+        train(Net(), ITEMS, **given, max_steps=29)
 
 
 def test_logs_without_a_sharpness_aware_step_have_no_sharpness(train: Any) -> None:

@@ -102,12 +102,12 @@ def test_too_small_to_regularise(optim: str, given: dict[str, Any], rises: int, 
 @pytest.mark.parametrize(
     ("alphas", "words"),
     [
-        ([2.0, 2.0, 2.0], "upper end"),
-        ([1.9, 2.0, 2.0], None),
-        ([1.9, 2.0, 2.0, 2.0], "upper end"),
-        ([2.0, 2.0], None),
-        ([0.0, 0.0, 0.0], "lower end"),
-        ([0.1, 0.0, 0.0], None),
+        ([2.0] * 8, "upper end"),
+        ([1.9] + [2.0] * 7, None),
+        ([1.9] + [2.0] * 8, "upper end"),
+        ([2.0] * 7, None),
+        ([0.0] * 8, "lower end"),
+        ([0.1] + [0.0] * 7, None),
     ],
 )
 def test_alpha_at_an_end_of_its_grid(alphas: list[float], words: str | None) -> None:
