@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from ..vectors import local
-from .state.tensors import Tensors, ranges_of, storage_of
+from .state.tensors import Tensors, overlaps, ranges_of, storage_of
 
 
 class HeldGradients:
@@ -44,8 +44,5 @@ class HeldGradients:
     def _holds(self, gradient: Tensor) -> bool:
         if type(gradient) is Tensor and storage_of(gradient) not in self.ranges:  # nearly every one
             return False
-        for storage, ranges in ranges_of(local([gradient])).items():
-            for first, after in ranges:
-                if any(first < end and begin < after for begin, end in self.ranges.get(storage, ())):
-                    return True
-        return False
+        pieces = ((self.ranges.get(storage, ()), own) for storage, own in ranges_of(local([gradient])).items())
+        return any(overlaps(first, after, held) for held, own in pieces for first, after in own)

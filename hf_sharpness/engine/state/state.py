@@ -23,7 +23,7 @@ from .paths import Path, Root, name_of
 from .quiet import QuietModules, changed_of
 from .reach import reach
 from .reached import Reached
-from .tensors import Region, Tensors, Watched, ranges_of
+from .tensors import Region, Tensors, Watched, overlaps, ranges_of
 
 if TYPE_CHECKING:
     from ..weights import Weights
@@ -249,13 +249,12 @@ class State:
             return id(value) in self.optimized or self.weights.is_weight(value)
         first, after = bytes_of(value)
         pieces = ((s + begin, s + end) for s, ranges in self.ranges.items() for begin, end in ranges)
-        return any(first < end and begin < after for begin, end in pieces)
+        return overlaps(first, after, pieces)
 
     def lies_on_weights(self, region: Region) -> bool:
         """Whether a piece of memory overlaps that of the trainable weights, or their gradients: no state of a pass."""
         storage, first, after = region
-        pieces = (*self.ranges.get(storage, ()), *self.gradients.get(storage, ()))
-        return any(first < end and start < after for start, end in pieces)
+        return overlaps(first, after, (*self.ranges.get(storage, ()), *self.gradients.get(storage, ())))
 
     def note_gradients(self) -> None:
         """The user's code may hold on to what is in p.grad now (``self.backup[name] = p.grad``)."""

@@ -158,6 +158,11 @@ def ranges_of(tensors: Iterable[Tensor]) -> dict[int, list[tuple[int, int]]]:
     return ranges
 
 
+def overlaps(first: int, after: int, pieces: Iterable[tuple[int, int]]) -> bool:
+    """Whether the bytes from the first to the one after the last lie in one of the pieces, at least in part."""
+    return any(first < end and begin < after for begin, end in pieces)
+
+
 def parts_of(tensor: Tensor) -> list[Tensor]:
     """The tensors with memory that a tensor consists of: itself, or what a subclass wraps (a ``DTensor``'s shard)."""
     if not is_traceable_wrapper_subclass(tensor):
