@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .rho_report import METRICS, looks_of, ranges
-from .rho_rules import FORMS, curve
+from .rho_rules import UP_THE_SLOPE, curve
 
 _BEFORE, _AFTER, _RANGE = "#9ca3af", "#d9730d", "#2563a8"
 
@@ -23,7 +23,7 @@ def draw(record: dict[str, Any], path: Path) -> Path:
     figure = Figure(figsize=(12, 9.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, 2, sharex=True)
-    found = {(item.form, item.adaptive): item for item in ranges(record)}
+    found = ranges(record)
     for column, (adaptive, title) in enumerate(METRICS.items()):
         sharpness, loss, angle = axes[:, column]
         for when, color in (("before", _BEFORE), ("after", _AFTER)):
@@ -34,9 +34,10 @@ def draw(record: dict[str, Any], path: Path) -> Path:
         for formatter in (loss.yaxis.set_major_formatter, loss.yaxis.set_minor_formatter):
             formatter(_plain)
         angle.set(ylim=(-1.05, 1.05), ylabel="cosine of g and g_s", xlabel="rho")
-        range_ = found[FORMS[0].name, adaptive]
+        suggested = [item for item in found if item.adaptive == adaptive]
+        range_ = suggested[0]
         if range_.is_one:
-            words = f"suggested for SAM: {range_.low:.2g} - {range_.high:.2g}; stopped: {range_.high_reason}"
+            words = f"suggested for {range_.form}: {range_.low:.2g} - {range_.high:.2g}; stopped: {range_.high_reason}"
         else:
             words = f"no suggestion: {range_.why_not}"
         sharpness.set_title("\n".join([title, *textwrap.wrap(words, 76)]), fontsize=9)
@@ -45,8 +46,8 @@ def draw(record: dict[str, Any], path: Path) -> Path:
                 axis.axvspan(range_.low, range_.high, color=_RANGE, alpha=0.12, linewidth=0)
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
-        for height, form in zip((-0.55, -0.72, -0.89), FORMS, strict=True):
-            _bar(angle, found[form.name, adaptive], height)
+        for height, item in zip(np.linspace(-0.89, -0.55, len(suggested))[::-1], suggested, strict=True):
+            _bar(angle, item, float(height))
         sharpness.legend(frameon=False, fontsize=8, loc="lower right")
     figure.suptitle(
         f"{record['name']}: range test on {record['batches']} batches (thin) and their median (thick), "
@@ -63,7 +64,7 @@ def _curves(sharpness: Any, loss: Any, angle: Any, looks: Sequence[dict[str, Any
     rho = np.array([point["rho"] for point in looks[0]["radii"]])
     losses = np.array([[point["loss"] for point in look["radii"]] for look in looks], dtype=float)
     rises = losses - np.array([[look["loss"]] for look in looks])
-    cosines = np.array([curve(look, FORMS[0]).cosine for look in looks])
+    cosines = np.array([curve(look, UP_THE_SLOPE).cosine for look in looks])
     for axis, lines in ((sharpness, _positive(rises)), (loss, _positive(losses)), (angle, cosines)):
         for line in lines:
             axis.plot(rho, line, color=color, linewidth=0.6, alpha=0.45)

@@ -13,16 +13,17 @@ import numpy as np
 
 from .rho_rules import (
     DISAGREE,
-    FORMS,
     HILL,
     LEAST_COSINE,
     LEAST_TURN,
     MOST_RISE,
     PEAK,
     SPREAD,
+    UP_THE_SLOPE,
     Range,
     candidates,
     curve,
+    forms,
     suggest,
 )
 
@@ -51,7 +52,7 @@ def judged(record: dict[str, Any]) -> dict[str, Any]:
     suggestions, rows = [], []
     for adaptive in METRICS:
         looks = looks_of(record, "after", adaptive)
-        for form in FORMS:
+        for form in forms():
             found = suggest(looks, form, adaptive)
             suggestions.append({**dataclasses.asdict(found), "middle": found.middle})
         rows += [{**row, "adaptive": adaptive} for row in candidates(looks)]
@@ -103,9 +104,8 @@ def text(record: dict[str, Any]) -> str:
 
 
 def _table(looks: Sequence[dict[str, Any]]) -> list[str]:
-    form = FORMS[0]
     lines = [f"  {'rho':>8} {'sharpness':>10} {'predicted':>10} {'loss there':>10} {'cosine':>7} {'step by':>8}"]
-    curves = [curve(look, form) for look in looks]
+    curves = [curve(look, UP_THE_SLOPE) for look in looks]
     for index, rho in enumerate(curves[0].rho):
         points = [look["radii"][index] for look in looks]
         sharpness = np.median([point["loss"] - look["loss"] for point, look in zip(points, looks, strict=True)])

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..methods import METHODS
+from ..methods.range_form import RangeForm
+
 LEAST_TURN = 0.25
 """Below it a method's gradient differs from the plain one by less than a quarter of that: nearly the base's step."""
 LEAST_COSINE = 0.3
@@ -25,27 +28,13 @@ END = "the grid ends"
 """Stops every test that nothing else stops: no reason for a suggestion."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """A method as the rules see it.
-
-    Args:
-        name: as in tables.
-        weight: how much of `g_s - g` it adds to the plain gradient; 1 is SAM.
-        reach: how many times rho away it looks at the loss.
-    """
-
-    name: str
-    weight: float = 1.0
-    reach: float = 1.0
+UP_THE_SLOPE = RangeForm("the gradient up the slope")
+"""What is the same for all methods: the loss rho up the slope, and the gradient there."""
 
 
-FORMS = (
-    Form("SAM"),
-    Form("WSAM coupled, gamma .6", weight=0.6 / 0.4),
-    Form("XSAM, rho_max 2 rho", reach=2.0),
-)
-"""Preconditioned WSAM with gamma .5 has SAM's weight; around Adam the decoupled mode's weight is not in its units."""
+def forms() -> tuple[RangeForm, ...]:
+    """How the registered methods are to be read, in the order of their registration."""
+    return tuple(form for cls in METHODS.values() for form in cls.range_forms)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +54,7 @@ class Curve:
     turn: np.ndarray
 
 
-def curve(look: dict[str, Any], form: Form) -> Curve:
+def curve(look: dict[str, Any], form: RangeForm) -> Curve:
     """A form's curve on a measured batch."""
     rho = np.array([point["rho"] for point in look["radii"]])
     loss = np.array([point["loss"] for point in look["radii"]], dtype=float)
@@ -132,7 +121,7 @@ def ends(line: Curve) -> tuple[float | None, float | None, str]:
     return low, high, END
 
 
-def suggest(looks: Sequence[dict[str, Any]], form: Form, adaptive: bool) -> Range:
+def suggest(looks: Sequence[dict[str, Any]], form: RangeForm, adaptive: bool) -> Range:
     """The range of a method, from the batches measured after the warm-up: the median of their ends.
 
     Args:
@@ -195,7 +184,7 @@ def candidates(looks: Sequence[dict[str, Any]], sigma: float = 0.1, rho_max: flo
         enough = 2 * len(had) > len(values)
         rows.append({"rule": rule, "rho": float(np.median(had)) if enough else None, "batches": len(had)})
 
-    lines = [curve(look, FORMS[0]) for look in looks]
+    lines = [curve(look, UP_THE_SLOPE) for look in looks]
     for share in (0.05, 0.25, 1.0):
         row(f"sharpness = {share:g} x loss", [crossing(line.rho, line.rise, share) for line in lines])
     for cosine in (0.9, 0.7, 0.5):

@@ -12,6 +12,7 @@ import pkgutil
 from .base import Method
 from .hyperparameters import Hyperparameter, check_hyperparameters, hyperparameter, hyperparameters, is_count, is_number
 from .options import SCOPES, Options
+from .range_form import RangeForm
 from .registry import METHODS, register
 from .signs import Seen, Sign
 from .step import Step
@@ -26,6 +27,7 @@ __all__ = [
     "Hyperparameter",
     "Method",
     "Options",
+    "RangeForm",
     "Seen",
     "Sign",
     "Step",

@@ -9,6 +9,7 @@ from .hyperparameters import is_count as is_count
 from .hyperparameters import is_number as is_number
 from .options import SCOPES as SCOPES
 from .options import Options as Options
+from .range_form import RangeForm as RangeForm
 from .registry import METHODS as METHODS
 from .registry import register as register
 from .sam import SAM as SAM
@@ -27,6 +28,7 @@ __all__ = [
     "Hyperparameter",
     "Method",
     "Options",
+    "RangeForm",
     "Seen",
     "Sign",
     "Step",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .hyperparameters import check_hyperparameters
+from .range_form import RangeForm
 from .signs import Sign
 from .step import Step
 
@@ -40,6 +41,9 @@ class Method:
     """Hyper-parameters that are lengths of the perturbation, those that it has: ``sam_rho_schedule`` scales them."""
     signs: ClassVar[tuple[Sign, ...]] = ()
     """What shows, in the logs of a training, that the hyper-parameters do not fit: see ``methods/signs.py``."""
+    range_forms: ClassVar[tuple[RangeForm, ...]] = ()
+    """How a range test of rho reads what it measured (``hf-sharpness rho``). Empty: it says nothing of the method. A
+    class with a ``name`` of its own has to say so itself."""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """For tables: forms of the method, each with hyper-parameters. Empty: one, by the method's name."""
     shown: ClassVar[Mapping[str, str]] = {}
@@ -52,7 +56,7 @@ class Method:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "name" in vars(cls):
-            for attribute in {"paper", "bibtex", "variants", "allows_fraction"} - vars(cls).keys():
+            for attribute in {"paper", "bibtex", "variants", "allows_fraction", "range_forms"} - vars(cls).keys():
                 setattr(cls, attribute, getattr(Method, attribute))
 
     def __post_init__(self) -> None:

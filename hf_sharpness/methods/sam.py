@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from .base import Method
 from .hyperparameters import hyperparameter, is_count, is_number
 from .options import SCOPES
+from .range_form import RangeForm
 from .registry import register
 from .step import Step
 
@@ -49,6 +50,7 @@ class SAM(Method):
 }"""
     allows_fraction: ClassVar[bool] = True
     scopes: ClassVar[tuple[str, ...]] = tuple(SCOPES)
+    range_forms: ClassVar[tuple[RangeForm, ...]] = (RangeForm("SAM"),)
 
     rho: float = hyperparameter(
         0.05,

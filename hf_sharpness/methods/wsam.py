@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from ..vectors import add_, scale_
 from .hyperparameters import hyperparameter, is_number
+from .range_form import RangeForm
 from .registry import register
 from .sam import SAM
 from .signs import FEW, LONG, Seen, Sign, mean
@@ -87,6 +88,10 @@ class WSAM(SAM):
         "WSAM coupled": {"mode": "coupled"},
         "WSAM decoupled": {"mode": "decoupled"},
     }
+    range_forms: ClassVar[tuple[RangeForm, ...]] = (
+        RangeForm("WSAM coupled, gamma .6", weight=DEFAULT_GAMMA["coupled"] / (1 - DEFAULT_GAMMA["coupled"])),
+    )
+    """Preconditioned with gamma .5 it has SAM's weight; around Adam the decoupled mode's is not in its step's units."""
     without_after_step: ClassVar[tuple[str, Any] | None] = ("mode", "coupled")
     signs: ClassVar[tuple[Sign, ...]] = (does_nothing, gamma_too_close_to_1)
 

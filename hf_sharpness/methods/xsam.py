@@ -12,6 +12,7 @@ from torch import Tensor
 from ..vectors import Vector, add_, add_spending_, reciprocal, scale_, slerp_weights
 from .alpha_search import SEARCHES, chosen
 from .hyperparameters import hyperparameter, is_count, is_number
+from .range_form import RangeForm
 from .registry import register
 from .sam import SAM
 from .signs import Seen, Sign
@@ -67,6 +68,7 @@ class XSAM(SAM):
     scopes: ClassVar[tuple[str, ...]] = ("global",)
     metrics: ClassVar[tuple[str, ...]] = ("xsam_alpha", "xsam_psi")
     radii: ClassVar[tuple[str, ...]] = ("rho", "rho_max")
+    range_forms: ClassVar[tuple[RangeForm, ...]] = (RangeForm("XSAM, rho_max 2 rho", reach=2.0),)
     shown: ClassVar[Mapping[str, str]] = {"alpha": "alpha_in_use"}
     signs: ClassVar[tuple[Sign, ...]] = (alpha_at_the_end,)
     without_epochs: ClassVar[Mapping[str, Any]] = {"refresh": 100}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -19,7 +20,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from hf_sharpness import SharpnessAware
 from hf_sharpness.measure.rho_method import Plan, RhoRange
-from hf_sharpness.methods import METHODS
+from hf_sharpness.methods import METHODS, Method, RangeForm, register
+from hf_sharpness.methods.registry import unregister
 
 pytest.importorskip("pydantic")
 from hf_sharpness.measure import rho_cli, rho_report, rho_rules
@@ -94,7 +96,7 @@ def look(rise: Any, cosine: Any = lambda rho: 1.0, size: Any = lambda rho: 1.0 +
     return {"loss": 2.0, "grad_norm": 3.0, "slope": 3.0, "length": 1.0, "weight_norm": 50.0, "radii": points, **facts}
 
 
-SAM, COUPLED, XSAM = rho_rules.FORMS
+SAM, COUPLED, XSAM = (RangeForm("one"), RangeForm("half as much again", weight=1.5), RangeForm("far", reach=2.0))
 
 
 @pytest.mark.parametrize(
@@ -116,6 +118,29 @@ def test_where_the_range_ends_and_why(batch: Any, high: float, reason: str) -> N
     assert 0.012 < found.low <= 0.025 * step
     assert reason in found.high_reason
     assert found.low < found.middle < found.high
+
+
+def test_the_forms_are_those_that_the_methods_declare() -> None:
+    """The weights are those of the update rules: SAM's 1, coupled WSAM's gamma / (1 - gamma); XSAM looks at 2 rho."""
+
+    @dataclasses.dataclass
+    class Twice(Method):
+        name = "twice"
+        range_forms = (RangeForm("TWICE", weight=2.0),)
+
+    @dataclasses.dataclass
+    class Heir(Twice):
+        name = "heir"
+
+    before = [("SAM", 1.0, 1.0), ("WSAM coupled, gamma .6", pytest.approx(1.5), 1.0), ("XSAM, rho_max 2 rho", 1.0, 2.0)]
+    assert [dataclasses.astuple(form) for form in rho_rules.forms()] == before
+    try:
+        register(Twice)
+        register(Heir)  # another rule, of which nothing is known
+        assert [form.name for form in rho_rules.forms()][3:] == ["TWICE"]
+    finally:
+        unregister("heir")
+        unregister("twice")
 
 
 def test_methods_differ_in_what_they_add_and_how_far_they_look() -> None:
