@@ -13,6 +13,7 @@ from . import rounding
 from .course import Course
 from .facts import Facts
 from .scopes import Scope
+from .weight_copies import forget_weight_copies
 from .weights import Weights, placed_gradients
 
 
@@ -137,8 +138,8 @@ class Climbs(Facts):
             self.saved = vectors.clone(self.live)
 
     def _weights_changed(self) -> None:
-        """Drop every copy of the old weights: autocast's casts, and what FSDP2 gathered and did not free."""
-        torch.clear_autocast_cache()
+        """Drop every copy of the old weights: what torch keeps of them, and what FSDP2 gathered and did not free."""
+        forget_weight_copies()
         self.weights.weights_changed()
 
     def _measure_displacement(self) -> None:

@@ -25,6 +25,7 @@ from .rebound import Rebound
 from .replays import Replays
 from .scopes import Scope
 from .state import State
+from .weight_copies import forget_weight_copies
 from .weights import Weights
 
 
@@ -143,7 +144,7 @@ class Passes(Probes):
             if self._follow():
                 vectors.copy_(self.moved_memory, self.saved_memory)
             self.rebound.return_home(self.firsts, self.live)
-            torch.clear_autocast_cache()
+            forget_weight_copies()
             self.weights.weights_put_back()
         self.after.restore()
         for parameter, gradient in self.bystanders:
@@ -286,6 +287,7 @@ class Passes(Probes):
         losses = []
         for index, (closure, before, _) in enumerate(micro_batches):
             before.restore()
+            forget_weight_copies()  # a pass at the same weights cannot use what an earlier one has spent
             last = index == len(micro_batches) - 1
             with self.scope.pass_context(reduce and last), self.state.watched():
                 losses.append(closure().detach())

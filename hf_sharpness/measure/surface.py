@@ -23,6 +23,7 @@ from ..engine.overlap import Memory
 from ..engine.parallel import rank_groups
 from ..engine.rounding import Noise
 from ..engine.state import Moment, Root, State
+from ..engine.weight_copies import forget_weight_copies
 from ..engine.weights import Weights
 from ..vectors import Vector
 from .batches import Batches, errors_in, summed, terms_in
@@ -143,7 +144,7 @@ class Surface:
             self._weights_changed()
 
     def _weights_changed(self) -> None:
-        torch.clear_autocast_cache()
+        forget_weight_copies()
         self.weights.weights_changed()
 
     # The loss.

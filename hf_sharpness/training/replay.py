@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..engine.state import Moment, Root, State, copied, is_iterator
+from ..engine.state import Moment, Root, State, copied, is_iterator, visit_of
 from .accumulation import AccelerateState
 
 Prepare = Callable[[Any], Any]
@@ -29,7 +29,9 @@ def state_of(trainer: Any) -> list[Root]:
     Also its arguments, which a loss may count in (``self.args.temperature *= 0.99``), and a dataset of the user's own
     class, which a loss may draw from.
     """
-    roots = [Root("trainer", trainer, NO_STATE_OF_A_PASS), Root("trainer.args", vars(trainer.args))]
+    # A library's own Trainer is not looked into, as no state is in its class; the user's loss function is set on it.
+    looked_into = trainer if visit_of(type(trainer)) else vars(trainer)
+    roots = [Root("trainer", looked_into, NO_STATE_OF_A_PASS), Root("trainer.args", vars(trainer.args))]
     if isinstance(trainer.train_dataset, Dataset):
         roots.append(Root("trainer.train_dataset", trainer.train_dataset))
     own = vars(trainer.state)  # a loss may count there too (self.state.calls += 1)

@@ -107,6 +107,101 @@ def test_a_loss_function_with_state(method: dict[str, Any], train: Any) -> None:
     assert same(stock.trainer.module.state(), ours.trainer.module.state())
 
 
+def _logits_loss(outputs: Any, labels: Tensor, factor: Any) -> Tensor:
+    return F.cross_entropy(outputs["logits"], labels) * factor / 2  # two micro-batches a step
+
+
+def in_a_closure() -> Any:
+    calls = 0
+
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return _logits_loss(outputs, labels, 1 / calls)
+
+    return loss, lambda: calls
+
+
+def in_an_attribute() -> Any:
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        loss.calls = getattr(loss, "calls", 0) + 1  # type: ignore[attr-defined]
+        return _logits_loss(outputs, labels, 1 / loss.calls)  # type: ignore[attr-defined]
+
+    return loss, lambda: loss.calls  # type: ignore[attr-defined]
+
+
+def in_a_default() -> Any:
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None, seen: list[int] = [0]) -> Tensor:  # noqa: B006
+        seen[0] += 1
+        return _logits_loss(outputs, labels, 1 / seen[0])
+
+    loss.__defaults__[1][0] = 0  # type: ignore[index]
+    return loss, lambda: loss.__defaults__[1][0]  # type: ignore[index]
+
+
+def in_a_generator() -> Any:
+    rng = np.random.default_rng(0)
+
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        return _logits_loss(outputs, labels, rng.uniform(0.5, 1.5))
+
+    return loss, lambda: rng.uniform()
+
+
+def in_a_class() -> Any:
+    """As gradient reversal is often written: its strength grows in the function's class."""
+
+    class Reversed(torch.autograd.Function):
+        strength = 0.0
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.strength = Reversed.strength = Reversed.strength + 0.1
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            return -ctx.strength * gradients[0]
+
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        return _logits_loss({"logits": Reversed.apply(outputs["logits"])}, labels, 1.0)
+
+    return loss, lambda: Reversed.strength
+
+
+def in_a_module() -> Any:
+    module = Loss()
+    return lambda outputs, labels, num_items_in_batch=None: module(outputs["logits"], labels), module.state
+
+
+@every_method
+@pytest.mark.parametrize(
+    "where", [in_a_closure, in_an_attribute, in_a_default, in_a_generator, in_a_class, in_a_module]
+)
+def test_a_loss_function_handed_to_the_librarys_own_trainer(where: Any, method: dict[str, Any], tmp_path: Any) -> None:
+    """No class of the user's is there to look into: what the loss function refers to is found all the same."""
+    runs = []
+    for library, choice in ((transformers, {"optim": "sgd"}), (hf_sharpness, {"base_optim": "sgd", **method})):
+        loss, left = where()
+        arguments = library.TrainingArguments(
+            output_dir=str(tmp_path),
+            report_to="none",
+            use_cpu=True,
+            logging_steps=1,
+            disable_tqdm=True,
+            **choice,
+            **OPTIONS,
+        )
+        model = Net()
+        trainer = library.Trainer(model=model, args=arguments, train_dataset=ITEMS, compute_loss_func=loss)
+        trainer.train()
+        runs.append(([p.detach() for p in model.parameters()], left(), trainer.state.log_history))
+    (stock, expected, _), (ours, found, logs) = runs
+    assert all(torch.equal(a, b) for a, b in zip(stock, ours, strict=True))
+    assert same(expected, found)
+    assert max(abs(log["sharpness"]) for log in logs if "sharpness" in log) == 0
+
+
 class Counting:
     """Counts in its arguments, and draws from its dataset."""
 

@@ -4,5 +4,6 @@ from .copies import copied, is_iterator
 from .generators import RandomState, accelerators_of
 from .paths import Root
 from .state import Moment, State
+from .visits import visit_of
 
-__all__ = ["Moment", "RandomState", "Root", "State", "accelerators_of", "copied", "is_iterator"]
+__all__ = ["Moment", "RandomState", "Root", "State", "accelerators_of", "copied", "is_iterator", "visit_of"]

@@ -240,14 +240,13 @@ class _Walk:
                 holder = Cell(cell)
                 if own:
                     self.reached.holders.append(holder)
-                self.put_all([(name, inner) for _, inner in holder.items()], path)
+                for _, inner in holder.items():
+                    self.put_variable(inner, (path, name))
         self.put(value.__defaults__, path)
         self.put(value.__kwdefaults__, path)
-        if value.__dict__:
-            if own:
-                self.reached.holders.append(Names(value.__dict__))
-            self.put_all(value.__dict__.items(), path)
+        self.put_all(value.__dict__.items(), path)
         if own:
+            self.reached.holders.append(Names(value.__dict__))  # empty ones too: a counter may be made on the way
             self.variables_of(value)
 
     def variables_of(self, function: types.FunctionType) -> None:
@@ -263,7 +262,11 @@ class _Walk:
                 self.refer(vars(value), names - {name})  # module.name
             elif name in variables and name not in known:
                 known.add(name)
-                if isinstance(value, type):
-                    self.classes(bounds.own_classes(value))
-                else:
-                    self.put(value, (path, name))
+                self.put_variable(value, (path, name))
+
+    def put_variable(self, value: Any, path: Path) -> None:
+        """What a name in code stands for: a class too, in whose own values something may be counted."""
+        if isinstance(value, type):
+            self.classes(bounds.own_classes(value))
+        else:
+            self.put(value, path)
