@@ -164,3 +164,54 @@ def test_a_teacher_that_is_made_on_the_way() -> None:
     assert torch.equal(weights[0][0], weights[1][0])
     assert torch.equal(weights[0][1], weights[1][1])
     assert weights[0][2] == weights[1][2] == len(STEPS)
+
+
+def plain_closure(model: Any, batch: Any) -> Callable[[], Tensor]:
+    def closure() -> Tensor:
+        loss = model(**batch)["loss"]
+        loss.backward()
+        return loss
+
+    return closure
+
+
+class Factored(torch.optim.SGD):
+    """As K-FAC: hooks gather running averages of what linear layers get, and steps divide by them."""
+
+    def __init__(self, model: Any, lr: float) -> None:
+        super().__init__(model.parameters(), lr=lr)
+        self.factors: dict[Any, Tensor] = {}
+        self.passes = 0
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.register_forward_pre_hook(self.gather)
+
+    def gather(self, layer: Any, inputs: Any) -> None:
+        x = inputs[0].detach()
+        self.passes += 1
+        self.factors[layer] = x.T @ x / len(x) + 0.9 * self.factors.get(layer, torch.zeros((), dtype=x.dtype))
+
+    def step(self, closure: Any = None) -> Any:
+        for layer, factor in self.factors.items():
+            layer.weight.grad = torch.linalg.solve(
+                factor + torch.eye(len(factor), dtype=factor.dtype), layer.weight.grad, left=False
+            )
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("spec", METHODS, ids=str)
+def test_what_the_base_optimizers_hooks_gather(spec: Spec) -> None:
+    """At rho 0 training is stock's: the averages are of one pass a step."""
+    runs = []
+    for is_stock in (True, False):
+        model = Net().double()
+        optimizer = Factored(model, 0.1)
+        at_0 = Spec(spec.name, spec.method, {**spec.settings, "rho": 0.0})
+        backward = (lambda closure: closure()) if is_stock else at_0.ours(model, optimizer).backward
+        for batch in STEPS[:4]:
+            backward(plain_closure(model, batch))
+            optimizer.step()
+            optimizer.zero_grad()
+        runs.append((flat(model), optimizer.passes))
+    torch.testing.assert_close(runs[0][0], runs[1][0], rtol=1e-12, atol=1e-14)
+    assert runs[0][1] == runs[1][1]

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import bounds
@@ -18,6 +19,8 @@ from .reached import Reached
 from .visits import visit_of
 
 _OF_A_MODULE = frozenset(vars(nn.Module()))
+_OF_AN_OPTIMIZER = frozenset(vars(torch.optim.SGD([torch.zeros(1)], lr=0.1))) | {"step", "zero_grad"}
+_LIBRARIES_OF_OPTIMIZERS = ("torch.", "accelerate.", "deepspeed.", "hf_sharpness.", "transformers.")
 
 
 def reach(roots: Iterable[Root], is_weight: Callable[[Any], bool], binds_weights: bool, quiet: QuietModules) -> Reached:
@@ -106,9 +109,16 @@ class _Walk:
             self.put(getattr(drawing, "generator", None), path)
 
     def optimizer(self, optimizer: Any, path: Path) -> None:
-        """One that a pass steps: it trains other tensors than the base optimizer."""
+        """One that a pass steps: it trains other tensors than the base optimizer.
+
+        Of that one passes may write what its hooks gather: the factors of a preconditioner (K-FAC).
+        """
         groups = optimizer.param_groups
         if any(self.is_weight(p) for group in groups for p in group["params"]):
+            if not bounds.module_of(type(optimizer)).startswith(_LIBRARIES_OF_OPTIMIZERS):
+                own = bounds.attributes_of(optimizer)
+                self.reached.holders.append(Names(own, _OF_AN_OPTIMIZER))
+                self.put_all([(name, value) for name, value in own.items() if name not in _OF_AN_OPTIMIZER], path)
             return
         self.reached.optimizers.add(id(optimizer))
         for contents in (optimizer.state, *groups, *optimizer.state.values()):

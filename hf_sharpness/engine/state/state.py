@@ -18,60 +18,16 @@ from .discovery import Discovery
 from .draws import StandIns
 from .flags import Flags
 from .generators import Standing, accelerators_of
-from .holders import Content, Elements, Holder, LeftAlone, Names, bytes_of
+from .holders import bytes_of
+from .moment import Moment
 from .paths import Path, Root, name_of
 from .quiet import QuietModules, changed_of
 from .reach import reach
 from .reached import Reached
-from .tensors import Region, Tensors, Watched, overlaps, ranges_of
+from .tensors import Region, Watched, overlaps, ranges_of
 
 if TYPE_CHECKING:
     from ..weights import Weights
-
-
-class Moment:
-    """The state at one moment of a step: random generators, Python values by reference, tensors.
-
-    Args:
-        state: of which it is a moment.
-        earlier: the moment that the step began with, or None.
-        large: copy large tensors that passes are known to write.
-    """
-
-    def __init__(self, state: State, earlier: Moment | None, large: bool) -> None:
-        reached = state.reach()
-        known = {id(holder.target): content for holder, content in earlier.contents} if earlier else {}
-        self.contents: list[tuple[Holder, Content]] = [(h, _taken(h, known)) for h in reached.holders]
-        self.draws = state.stand_ins.put(self.contents, reached.iterators)
-        self.optimizers = reached.optimizers
-        self.quiet = state.quiet.entries
-        self.tensors = Tensors(reached.tensors, state.written, large, state.lies_on_weights)
-        self.included: list[Tensors] = []
-        self.left_alone = LeftAlone()
-        self.random = Standing(state.devices, reached.generators)
-
-    def include(self, state: State, module: nn.Module) -> None:
-        """Add a module that was not reached."""
-        found = reach([Root(type(module).__name__, module)], state.is_weight, False, QuietModules())
-        self.contents += [(holder, holder.take()) for holder in found.holders]
-        self.contents += [(Names(m.__dict__), dict(m.__dict__)) for m in module.modules()]
-        self.included.append(Tensors(found.tensors, state.written, True, state.lies_on_weights))
-
-    def restore(self) -> None:
-        """Make everything what it was at this moment. Harmless to repeat."""
-        for holder, content in [*self.contents, *changed_of(self.quiet)]:
-            holder.put(content, self.left_alone)
-        for draws, place in self.draws:
-            draws.place = place
-        for tensors in [self.tensors, *self.included]:
-            tensors.restore()
-        self.random.restore()
-
-
-def _taken(holder: Holder, known: dict[int, Content]) -> Content:
-    if isinstance(holder, Elements) and id(holder.target) in known:
-        return holder.extended(known[id(holder.target)])
-    return holder.take()
 
 
 class State:
@@ -172,9 +128,15 @@ class State:
             self.of_step += [Root("closure", closure) for closure in closures]
         self.note_gradients()
         moment = Moment(self, None, large=not self.before)
-        self.before.append(moment)
         self._look_at_new(moment)
+        if not self.before:
+            self._note_checksums(moment)
+        self.before.append(moment)
         return moment
+
+    def _note_checksums(self, moment: Moment) -> None:
+        if self.discovers:
+            moment.tensors.note_checksums()
 
     def _look_at_new(self, moment: Moment) -> None:
         """A step with frozen parameters that were not there (a teacher made on the way) is looked at closely, too."""
@@ -213,15 +175,15 @@ class State:
     def after_first_passes(self) -> Moment:
         """The moment that further passes are to leave behind."""
         first = self.before[0]
-        for watched in first.tensors.by_region.values():
-            if watched.saved is None and watched.was_written:
-                self._notice(watched, "saw it changed")
+        for watched in first.tensors.written_unseen():
+            self._notice(watched, "saw it changed")
         held = [pair for moment in self.before for pair in [*moment.contents, *changed_of(moment.quiet)]]
         flags = Flags(held, self.weights_were_set)
         for moment in [*self.before, *self.noted]:
             moment.left_alone = flags
         self.note_gradients()
         self.after = Moment(self, first, large=True)
+        self._note_checksums(self.after)
         self.after.left_alone = flags.for_the_end()
         return self.after
 
@@ -232,9 +194,8 @@ class State:
 
     def after_further_passes(self) -> None:
         """Everything has been put back: look whether they have written what was not copied."""
-        for watched in self.after.tensors.by_region.values() if self.after is not None else ():
-            if watched.saved is None and watched.was_written:
-                self._notice(watched, "have changed it")
+        for watched in self.after.tensors.written_unseen() if self.after is not None else ():
+            self._notice(watched, "have changed it")
 
     def reach(self) -> Reached:
         """Walk the objects that a pass can reach."""

@@ -70,6 +70,17 @@ class Watched:
         """Copy the bytes."""
         self.saved = self.bytes().clone()
 
+    @property
+    def is_there(self) -> bool:
+        """Whether its memory has not been freed since."""
+        return self.alias.untyped_storage().nbytes() >= self.region[2]
+
+    def checksum(self) -> Tensor:
+        """The sum of its bytes, or of its 8-byte words."""
+        memory = self.bytes()
+        words = memory.storage_offset() % 8 == 0 and memory.numel() % 8 == 0 and memory.data_ptr() % 8 == 0
+        return (memory.view(torch.int64) if words else memory).sum(dtype=torch.int64)
+
     def bytes(self) -> Tensor:
         """Its memory."""
         storage: Any = self.alias.untyped_storage()
@@ -120,7 +131,23 @@ class Tensors:
                 chosen.append(watched)
         for watched, saved in zip(chosen, clone([w.bytes() for w in chosen]), strict=True):
             watched.saved = saved
+        self.checksums: dict[Region, Tensor] = {}
         self.sparse = [(t, t.detach().clone(), _version(t)) for _, t in found if _is_small_sparse(t)]
+
+    def note_checksums(self) -> None:
+        """Of what is not copied: kernels that do not say what they write show in them (NumPy, an extension's)."""
+        self.checksums = {region: w.checksum() for region, w in self.by_region.items() if w.saved is None}
+
+    def written_unseen(self) -> list[Watched]:
+        """What was not copied and has been written since, as versions tell, and checksums where they were noted."""
+        found = [w for w in self.by_region.values() if w.saved is None and w.was_written]
+        left = [(w, self.checksums[w.region]) for w in self.by_region.values() if w.region in self.checksums]
+        left = [(w, before) for w, before in left if w.saved is None and not w.was_written and w.is_there]
+        for device in {w.alias.device for w, _ in left}:
+            here = [(w, before) for w, before in left if w.alias.device == device]
+            same = torch.stack([w.checksum() for w, _ in here]) == torch.stack([before for _, before in here])
+            found += [w for (w, _), is_same in zip(here, same.tolist(), strict=True) if not is_same]
+        return found
 
     def restore(self) -> None:
         """Bind every tensor to its memory again, and give the memory the bytes that were copied."""
