@@ -25,6 +25,7 @@ os.environ["HF_HOME"] = os.path.join(os.environ["TMPDIR"], "hf-home")
 
 import torch
 from models import Batch, accumulate, collate
+from oldest import options_for_momentum
 from reference import flat
 from torch import nn
 from torch.utils.data import SequentialSampler
@@ -108,16 +109,6 @@ def libraries() -> Any:
     return hf_sharpness, transformers
 
 
-@pytest.fixture(scope="session")
-def sgd_takes_momentum(libraries: Any, tmp_path_factory: Any) -> bool:
-    """transformers 5.0 ignores `optim_args` with `optim="sgd"`; later versions do not."""
-    transformers = libraries[1]
-    arguments = transformers.TrainingArguments(
-        str(tmp_path_factory.mktemp("momentum")), use_cpu=True, optim="sgd", optim_args="momentum=0.9"
-    )
-    return "momentum" in transformers.Trainer.get_optimizer_cls_and_kwargs(arguments)[1]
-
-
 def goes_on_with_other_batches(checkpoint: Path) -> bool:
     """Whether a training that is resumed there draws another order than it had: within an epoch, accelerate < 1.7."""
     within = json.loads((checkpoint / "trainer_state.json").read_text())["epoch"] % 1 > 0
@@ -125,7 +116,7 @@ def goes_on_with_other_batches(checkpoint: Path) -> bool:
 
 
 @pytest.fixture
-def train(tmp_path: Path, libraries: Any, sgd_takes_momentum: bool) -> Callable[..., Run]:
+def train(tmp_path: Path, libraries: Any) -> Callable[..., Run]:
     """`train(model, items, **training_arguments)` trains a copy of the model, the items in order unless `shuffle`."""
     hf_sharpness, transformers = libraries
 
@@ -158,11 +149,8 @@ def train(tmp_path: Path, libraries: Any, sgd_takes_momentum: bool) -> Callable[
         } | arguments
         trainer_class = trainer_class or library.Trainer
         trainer_options = dict(trainer_options or {})
-        has_option = not issubclass(trainer_class, transformers.Seq2SeqTrainer)
-        if "optim_args" in arguments and has_option and not sgd_takes_momentum:
-            momentum = float(arguments["optim_args"].removeprefix("momentum="))
-            lr = arguments["learning_rate"]
-            trainer_options["optimizer_cls_and_kwargs"] = (torch.optim.SGD, {"lr": lr, "momentum": momentum})
+        if not issubclass(trainer_class, transformers.Seq2SeqTrainer):  # which lacks the option
+            trainer_options |= options_for_momentum(arguments)
 
         class Ordered(trainer_class):
             def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:

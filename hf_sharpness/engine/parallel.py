@@ -71,7 +71,7 @@ def unreduced_gradients(model: nn.Module) -> Iterator[Tensor]:
 def drop_unreduced_gradients(model: nn.Module) -> None:
     """Have FSDP2 forget them: its next backward pass that reduces would add them to its own."""
     for module in sharded_modules(model):
-        for group in module._get_fsdp_state()._fsdp_param_groups:
+        for group in _parameter_groups(module):
             for parameter in group.fsdp_params:
                 parameter.unsharded_accumulated_grad = None
                 if hasattr(parameter, "_unsharded_param"):
@@ -80,7 +80,10 @@ def drop_unreduced_gradients(model: nn.Module) -> None:
 
 def _parameter_groups(module: FSDPModule) -> list[Any]:
     """FSDP2's groups of the parameters that it gathers together. Private in torch: nothing public tells."""
-    return module._get_fsdp_state()._fsdp_param_groups
+    state: Any = module._get_fsdp_state()
+    if hasattr(state, "_fsdp_param_groups"):
+        return state._fsdp_param_groups
+    return [state._fsdp_param_group] if state._fsdp_param_group else []  # older versions: at most one
 
 
 def rank_groups(model: nn.Module, parameters: Iterable[nn.Parameter]) -> list[Any]:

@@ -25,7 +25,9 @@ def has_known_preconditioner(optimizer: torch.optim.Optimizer | str) -> bool:
     """
     if isinstance(optimizer, str):
         return optimizer in NAMES
-    return not is_adaptive(optimizer) or inspect.unwrap(type(optimizer).step) is inspect.unwrap(torch.optim.Adam.step)
+    known = (torch.optim.Adam, torch.optim.AdamW)  # which share one from torch 2.7 on
+    steps = [inspect.unwrap(kind.step) for kind in known]
+    return not is_adaptive(optimizer) or inspect.unwrap(type(optimizer).step) in steps
 
 
 def refusal(optimizer: str, setting: str, remedy: str) -> str:

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from cases_ddp import collectives, message, rank, whole
 from launch import case
 from models import Batch, Net, TinyLM, classification, collate
+from oldest import options_for_momentum
 from reference import flat
 from specs_of_modes import BASE, MAX_NORM, METHODS, SCOPED, named, token_items, without_decay
 from torch import nn
@@ -55,7 +56,10 @@ def trainer(
         "max_steps": 5,
     }
     args = library.TrainingArguments(**(defaults | arguments))
-    made = Recording(model=model, args=args, train_dataset=items, data_collator=collator, callbacks=[Recorder()])
+    options = options_for_momentum(arguments)
+    made = Recording(
+        model=model, args=args, train_dataset=items, data_collator=collator, callbacks=[Recorder()], **options
+    )
     made.weights, made.weights_of = [], lambda made: whole(made.model)
     return made
 
