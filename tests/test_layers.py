@@ -10,6 +10,8 @@ from pathlib import Path
 import hf_sharpness
 
 PACKAGE = Path(hf_sharpness.__file__).parent
+ROOT = Path(__file__).parents[1]
+LONGEST = 300
 LAYERS = [
     {"vectors"},
     {"methods"},
@@ -89,3 +91,12 @@ def test_the_engine_and_the_plain_loop_load_no_transformers_and_no_accelerate() 
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert output.stdout.strip() == "[]"
+
+
+def test_no_file_is_too_long() -> None:
+    """Of the package, the tests, the scripts, the examples and the pages."""
+    folders = (PACKAGE, ROOT / "tests", ROOT / "scripts", ROOT / "examples", ROOT / "docs")
+    files = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
+    assert Path(__file__) in files
+    lines = {str(path): len(path.read_text().splitlines()) for path in files}
+    assert {path: count for path, count in lines.items() if count > LONGEST} == {}

@@ -139,7 +139,7 @@ def test_a_failed_first_step_is_looked_at_again(model: nn.Module) -> None:
 def test_a_plain_loops_step(options: dict[str, Any]) -> None:
     """Its first, in which every mode and hook is on at some time: what watches writes, gradients, modules, probes.
 
-    Interrupted wherever modes and hooks are handled; elsewhere tests/modes/test_mode_faults.py does it.
+    Interrupted wherever modes and hooks are handled; elsewhere tests/modes/test_mode_faults_any_line.py does it.
     """
     model = nn.BatchNorm1d(2)
     method = (XSAM if options else SAM)(model, torch.optim.SGD(model.parameters(), lr=0.1), **options)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import held
-from .stateful import WIDTH, Stateful
+from .state_base import WIDTH, Stateful
 
 
 class OfAModule(Stateful):

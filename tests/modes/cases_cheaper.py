@@ -6,20 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cases_ddp
 import cases_trainer
+import steps_on_ranks
 import torch
-from cases_ddp import collectives, rank, sharded, step, whole
 from cases_trainer import LLAMA, SGD, WRAPPED, load, texts
 from cases_trainer import trained as by_trainer
 from launch import CASES, case
 from models import Batch, Net, classification
 from specs_of_modes import BASE, MAX_NORM, METHODS, PARTS, named, rank_batches
+from steps_on_ranks import collectives, rank, sharded, step, whole
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-CASES.pop(cases_trainer.__name__), CASES.pop(cases_ddp.__name__)
+CASES.pop(cases_trainer.__name__)
 NAMES = [spec.name for spec in PARTS]
 GLOBAL = [name for name in NAMES if name.startswith("global")]
 
@@ -32,7 +32,7 @@ def closure(model: nn.Module, batch: Batch, parts: int = 1) -> torch.Tensor:
 
 def trained(model: nn.Module, name: str) -> list[torch.Tensor]:
     """The weights after steps of four micro-batches."""
-    return cases_ddp.trained(model, name, rank_batches(rank(), 4, 4))
+    return steps_on_ranks.trained(model, name, rank_batches(rank(), 4, 4))
 
 
 @case(*NAMES)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cases_deepspeed import SGD, config, staged, zero_trainer
+from zero_trainers import SGD, config, staged, zero_trainer
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 

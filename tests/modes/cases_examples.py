@@ -10,12 +10,12 @@ sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
 import torch
 from cases import EXAMPLES
-from cases_ddp import whole
 from cases_trainer import LLAMA, WRAPPED, load, texts, trainer
 from launch import case
 from models import Net, classification, collate
 from own_methods import Everything
 from specs_of_modes import BASE, MAX_NORM, without_decay
+from steps_on_ranks import whole
 
 from hf_sharpness.loop import SharpnessAware
 from hf_sharpness.methods import register

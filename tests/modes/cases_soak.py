@@ -6,9 +6,9 @@ from pathlib import Path
 
 import psutil
 import torch
-from cases_ddp import drifted
 from launch import case
 from specs_of_modes import SCOPED
+from steps_on_ranks import drifted
 
 
 @case(*[spec.name for spec in SCOPED])

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases_ddp import full, rank, sharded, step, whole
 from launch import case
 from models import Net
 from own_methods import Alone, EveryOther, Everything, Unsteady
 from specs_of_modes import BASE, rank_batches
+from steps_on_ranks import full, rank, sharded, step, whole
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import transformers
 from accelerate import PartialState
-from cases_ddp import collectives, message, rank, whole
 from launch import case
 from models import Batch, Net, TinyLM, classification, collate
 from oldest import options_for_momentum
 from reference import flat
 from specs_of_modes import BASE, MAX_NORM, METHODS, SCOPED, named, token_items, without_decay
+from steps_on_ranks import collectives, message, rank, whole
 from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM

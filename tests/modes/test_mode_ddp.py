@@ -80,7 +80,7 @@ def test_ddp_in_every_second_step(scope: str, spec: Spec, ranks: Launcher) -> No
 def test_ddp_around_adamw_equals_one_process(scope: str, spec: Spec, ranks: Launcher) -> None:
     """The preconditioner is that of the averaged gradients, the same on every rank."""
     by_rank = [rank_batches(rank, 5, 2) for rank in (0, 1)]
-    assert_replicas_follow(ranks("cases_ddp")[f"adam-ddp-{spec}"], expected(spec, by_rank, Net(nn.PReLU), ADAM))
+    assert_replicas_follow(ranks("cases_ddp")[f"adam-{spec}"], expected(spec, by_rank, Net(nn.PReLU), ADAM))
 
 
 @by_scope

@@ -41,7 +41,7 @@ def expected(spec: Spec) -> list[torch.Tensor]:
 @pytest.mark.shows(mode="FSDP2, 2 ranks = 1, plain loop", result="exact")
 def test_fsdp2_equals_one_process(case: str, spec: Spec, ranks: Launcher) -> None:
     """Also where layers stay gathered after the forward: what was gathered before a perturbation is not used after."""
-    for results in ranks("cases_ddp")[f"{case}-{spec}"]:
+    for results in ranks("cases_fsdp2")[f"{case}-{spec}"]:
         for weights, reference in zip(results, expected(spec), strict=True):
             torch.testing.assert_close(weights, reference, **ROUNDING)
 
@@ -49,7 +49,7 @@ def test_fsdp2_equals_one_process(case: str, spec: Spec, ranks: Launcher) -> Non
 @pytest.mark.parametrize("spec", ALTERNATING, ids=str)
 @pytest.mark.shows(mode="FSDP2, every second step, plain loop", result="exact")
 def test_fsdp2_in_every_second_step(spec: Spec, ranks: Launcher) -> None:
-    for results in ranks("cases_ddp")[f"fsdp2-{spec}"]:
+    for results in ranks("cases_fsdp2")[f"fsdp2-{spec}"]:
         for weights, reference in zip(results, expected(spec), strict=True):
             torch.testing.assert_close(weights, reference, **ROUNDING)
 
@@ -60,7 +60,7 @@ def test_fsdp2_around_adamw_equals_one_process(spec: Spec, ranks: Launcher) -> N
     steps = joined("global", [rank_batches(rank, 5, 2) for rank in (0, 1)])
     lrs = [ADAM.lr] * 5
     records = reference_run(Net(nn.PReLU), steps, spec.reference(), ADAM.reference(), lrs, MAX_NORM)
-    for results in ranks("cases_ddp")[f"adam-fsdp2-{spec}"]:
+    for results in ranks("cases_fsdp2")[f"adam-{spec}"]:
         for weights, record in zip(results, records, strict=True):
             torch.testing.assert_close(weights, record.weights, **ROUNDING)
 
@@ -111,7 +111,7 @@ def test_accelerates_fsdp2_full_checkpoint(spec: Spec, ranks: Launcher) -> None:
 def test_fsdp2_mixed_precision(spec: Spec, ranks: Launcher) -> None:
     reference = expected(spec)
     way = (reference[-1] - flat(Net(nn.PReLU))).norm()
-    for results in ranks("cases_ddp")[f"fsdp2_bf16-{spec}"]:
+    for results in ranks("cases_fsdp2")[f"fsdp2_bf16-{spec}"]:
         assert (results[-1] - reference[-1]).norm() < 0.1 * way
 
 
@@ -119,7 +119,7 @@ def test_fsdp2_mixed_precision(spec: Spec, ranks: Launcher) -> None:
 @by_method
 @pytest.mark.shows(mode="FSDP2, fp16 overflow on one rank only, GradScaler", result="skipped as stock")
 def test_fsdp2_overflow_on_one_rank(spec: Spec, where: str, ranks: Launcher) -> None:
-    first, second = ranks("cases_ddp")[f"fsdp2_overflow-{where}-{spec}"]
+    first, second = ranks("cases_fsdp2")[f"fsdp2_overflow-{where}-{spec}"]
     assert_third_step_skipped(first, second)
 
 
@@ -127,7 +127,7 @@ def test_fsdp2_overflow_on_one_rank(spec: Spec, where: str, ranks: Launcher) -> 
 @pytest.mark.shows(mode="FSDP2, exception in any forward", result="clean")
 def test_fsdp2_faults(spec: Spec, ranks: Launcher) -> None:
     """In every micro-batch of both passes and the check. The same step then goes through, as if none had failed."""
-    for clean in ranks("cases_ddp")[f"fsdp2_faults-{spec}"]:
+    for clean in ranks("cases_fsdp2")[f"fsdp2_faults-{spec}"]:
         assert clean == [True] * 7
 
 
@@ -140,7 +140,7 @@ EXTRA = {"sam": 1, "wsam-coupled": 2, "wsam-decoupled": 2, "xsam": 2}
 def test_fsdp2_buffers_stay_sharded(spec: Spec, ranks: Launcher) -> None:
     """All tensors alive in the middle of a replay, over those in the middle of the first pass: counted in shards; one
     gathered copy would be two more."""
-    for extra in ranks("cases_ddp")[f"fsdp2_memory-{spec}"]:
+    for extra in ranks("cases_fsdp2")[f"fsdp2_memory-{spec}"]:
         assert extra == pytest.approx(EXTRA[spec.name], abs=0.2)
 
 
@@ -149,7 +149,7 @@ def test_fsdp2_buffers_stay_sharded(spec: Spec, ranks: Launcher) -> None:
     mode="FSDP2: torch.distributed.checkpoint and resume", brief="FSDP2: checkpoint, resume", result="exact"
 )
 def test_fsdp2_resume(spec: Spec, ranks: Launcher) -> None:
-    for result in ranks("cases_ddp")[f"fsdp2_resume-{spec}"]:
+    for result in ranks("cases_fsdp2")[f"fsdp2_resume-{spec}"]:
         assert torch.equal(result["through"], result["resumed"])
 
 
@@ -166,7 +166,7 @@ def test_fsdp2_checkpoint_of_the_weights(spec: Spec, ranks: Launcher) -> None:
     mode="FSDP2, scopes device and micro_batch", brief="FSDP2, scopes device and micro_batch", result="refused"
 )
 def test_fsdp2_refuses_smaller_scopes(spec: Spec, ranks: Launcher) -> None:
-    for text in ranks("cases_ddp")[f"fsdp2_refused-{spec}"]:
+    for text in ranks("cases_fsdp2")[f"fsdp2_refused-{spec}"]:
         assert "FSDP2" in text
         assert "scope='global'" in text
 
@@ -175,7 +175,7 @@ def test_fsdp2_refuses_smaller_scopes(spec: Spec, ranks: Launcher) -> None:
 def test_fsdp2_after_an_evaluation(what: str, said: str, ranks: Launcher) -> None:
     """FSDP2 leaves its root gathered after an evaluation: the sharded weights are judged all the same, not their
     gathered copies (which are bf16 where FSDP2 gathers in bf16)."""
-    for text in ranks("cases_ddp")[f"fsdp2_evaluated-{what}"]:
+    for text in ranks("cases_fsdp2")[f"fsdp2_evaluated-{what}"]:
         assert said in text
 
 
@@ -189,7 +189,7 @@ def test_fsdp2_trainer_refuses_smaller_scopes(scope: str, ranks: Launcher) -> No
 @by_method
 @pytest.mark.shows(mode="FSDP1", brief="FSDP1", result="refused")
 def test_fsdp1_is_refused(spec: Spec, ranks: Launcher) -> None:
-    for text in ranks("cases_ddp")[f"fsdp1_refused-{spec}"]:
+    for text in ranks("cases_fsdp2")[f"fsdp1_refused-{spec}"]:
         assert "FSDP1" in text
         assert "FSDP2" in text
 

@@ -14,6 +14,7 @@ from specs_of_modes import named
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 import own_steps
+from own_steps_by_hand import CASES, by_hand
 
 Launcher = Callable[[str], Ranks]
 MODULE = "cases_own_steps"
@@ -26,7 +27,7 @@ by_method = pytest.mark.parametrize("name", ["sam", "wsam-coupled", "wsam-decoup
 def test_ddp(form: str, accumulation: int, name: str, ranks: Launcher) -> None:
     first, second = ranks(MODULE)[f"ddp_whole-{form}:{accumulation}:{name}"]
     steps = (steps_of(classification(96), 8, accumulation) * 3)[:3]
-    expected = own_steps.by_hand(own_steps.CASES[getattr(own_steps, form)], named(name).reference(), steps, lr=0.1)
+    expected = by_hand(CASES[getattr(own_steps, form)], named(name).reference(), steps, lr=0.1)
     torch.testing.assert_close(torch.stack(first), torch.stack(second), rtol=0, atol=0)
     torch.testing.assert_close(torch.stack(first), torch.stack(expected), rtol=1e-9, atol=1e-9)
 

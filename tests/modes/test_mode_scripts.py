@@ -79,11 +79,12 @@ def test_the_gpu_page_says_whether_it_was_run() -> None:
 def test_the_gpu_scripts_code_runs_on_a_cpu(monkeypatch: Any) -> None:
     """Its device-independent parts, so that the first run on a GPU is not the first run of its code. The figures are
     not kept."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     checks = script("gpu_checks")
     monkeypatch.setitem(checks.CHECKS, "costs", lambda: checks.costs("cpu", width=32, layers=1, rounds=1))
-    whole_run = checks.run
+    whole_run = checks.modes.run
     cpu = {"use_cpu": True, "max_steps": 2}
-    monkeypatch.setattr(checks, "run", lambda *args, **kwargs: whole_run(*args, **kwargs | cpu))
+    monkeypatch.setattr(checks.modes, "run", lambda *args, **kwargs: whole_run(*args, **kwargs | cpu))
     made = checks.table(["bf16", "costs"])
     assert "FAILED" not in made
     assert made.count("\n") == 9

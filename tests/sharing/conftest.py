@@ -1,4 +1,4 @@
-"""The stand-in for the Hub, and processes whose Hub it is."""
+"""The stand-in for the Hub, processes whose Hub it is, and a folder with a config."""
 
 from __future__ import annotations
 
@@ -57,3 +57,14 @@ def online(hub: Hub, hf_home: Path) -> Iterator[Client]:
 def offline(hub: Hub, hf_home: Path) -> Iterator[Client]:
     """The same, with the same cache, in a process with HF_HUB_OFFLINE=1."""
     yield from client(hub.url, hf_home, HF_HUB_OFFLINE="1")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    """Holds a config in which nothing is a default."""
+    from config_values import OTHER
+
+    from hf_sharpness import SharpnessArguments
+
+    SharpnessArguments(**OTHER).save_pretrained(tmp_path / "saved")
+    return str(tmp_path / "saved")

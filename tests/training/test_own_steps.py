@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 from models import Net, classification, steps_of
-from own_steps import CASES, EXTRA, NOT_ADDITIVE, ROWS, Extra, ExtraEachTime, Masked, by_hand
+from own_steps import EXTRA, ROWS, Extra, ExtraEachTime, Masked
+from own_steps_by_hand import CASES, NOT_ADDITIVE, by_hand
 from reference import Spec, by_name
 from reference.methods import Plain
 

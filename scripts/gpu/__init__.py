@@ -1,0 +1,1 @@
+"""Every training mode that needs a GPU, run for real: see ``scripts/gpu_checks.py``."""
