@@ -26,6 +26,8 @@ from costs.subjects import SUBJECTS, subject, vit
 from costs.timing import Timed, clock_for, take_turns
 from costs.traffic import measured
 
+CUTS = (1, 2, 4, 8)
+"""Micro-batches of one batch, for that part."""
 PARTS = ("time", "memory", "parameters", "micro-batches", "ranks")
 WIDTHS = ((96, 9), (192, 12), (384, 12), (768, 12))
 """Units and layers of vision transformers of 1, 5.4, 21 and 85 million weights."""
@@ -110,6 +112,9 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device(args.device)
     setting = Setting(subject(args.subject, args.batch), device, args.micro_batches, args.bf16)
+    most = max(args.micro_batches, *(CUTS if "micro-batches" in args.only else (1,)))
+    if setting.subject.batch % most:
+        parser.error(f"--batch {setting.subject.batch} cannot be cut into {most} micro-batches: take a multiple of it")
     weights = sum(p.numel() for p in setting.subject.model(torch.device("cpu")).parameters()) / 1e6
     print(f"{report.where(device)}; {setting.subject.describe}, {weights:.1f} million weights", end="")
     print(f"{', bf16 autocast' if args.bf16 else ''}; {clock_for(device)[1]}, {args.rounds} rounds\n")
@@ -126,7 +131,7 @@ def main() -> None:
         print_series("million weights", series)
         panels.append((setting.subject.describe.partition(",")[0].split()[0], "million weights", series))
     if "micro-batches" in args.only:
-        settings = {float(n): dataclasses.replace(setting, micro_batches=n) for n in (1, 2, 4, 8)}
+        settings = {float(n): dataclasses.replace(setting, micro_batches=n) for n in CUTS}
         series = varied(settings, args.rounds)
         print_series("micro-batches of a batch", series)
         panels.append((f"{weights:.1f} million weights", "micro-batches of a batch", series))
