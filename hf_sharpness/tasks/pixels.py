@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,19 +43,30 @@ class Pixels:
 
     def preprocessor_config(self) -> str:
         """Return the preprocessor_config.json with which `AutoImageProcessor` does the same."""
-        half = [0.5] * self.channels
-        return json.dumps(
-            {
-                "image_processor_type": "ViTImageProcessor",
-                "do_convert_rgb": self.channels == 3,
-                "do_resize": True,
-                "size": {"height": self.size, "width": self.size},
-                "resample": 2,
-                "do_rescale": True,
-                "rescale_factor": 1 / 255,
-                "do_normalize": True,
-                "image_mean": half,
-                "image_std": half,
-            },
-            indent=2,
-        )
+        half = (0.5,) * self.channels
+        return vit_preprocessor_config(self.size, half, half)
+
+
+def vit_preprocessor_config(size: int, mean: Sequence[float], std: Sequence[float]) -> str:
+    """Return a preprocessor_config.json for square images, normalised by a mean and a deviation of each channel.
+
+    Args:
+        size: Height and width.
+        mean: Of the channels, 1 or 3, for values in 0..1.
+        std: The same.
+    """
+    return json.dumps(
+        {
+            "image_processor_type": "ViTImageProcessor",
+            "do_convert_rgb": len(mean) == 3,
+            "do_resize": True,
+            "size": {"height": size, "width": size},
+            "resample": 2,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(mean),
+            "image_std": list(std),
+        },
+        indent=2,
+    )

