@@ -185,10 +185,16 @@ def _refuse_unknown_entries(entries: dict[str, Any], config: Any) -> None:
             )
 
 
+_STAGES = ("out_features", "out_indices", "stage_names")
+
+
 def _update(config: Any, entries: dict[str, Any]) -> Any:
     """Rebuild the configuration with other entries, so that its own checks of types and values see them."""
+    stored = config.to_dict()
+    if "num_hidden_layers" in entries:  # which a backbone's stages are counted in
+        stored = {key: value for key, value in stored.items() if key not in _STAGES}
     try:
-        return type(config).from_dict({**config.to_dict(), **entries})
+        return type(config).from_dict({**stored, **entries})
     except Exception as error:
         raise RecipeError(f"model.config: {' '.join(str(error).split())}") from error
 

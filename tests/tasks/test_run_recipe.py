@@ -197,6 +197,18 @@ def test_a_vit_from_scratch_takes_its_image_size_from_the_data():
     assert config.image_size == 16
 
 
+def test_a_backbone_can_be_cut(tmp_path):
+    """Its stages are its layers: those stored for the whole one would be refused."""
+    from transformers import Dinov2Config
+
+    Dinov2Config(hidden_size=16, num_hidden_layers=4, num_attention_heads=2).save_pretrained(tmp_path)
+    section = ModelSection(name_or_path=str(tmp_path), config={"num_hidden_layers": 2})
+    config = build_config(section, load_data(digits(Path("unused"))), "vit")
+    assert (config.num_hidden_layers, config.num_labels) == (2, 10)
+    assert config.stage_names == ["stem", "stage1", "stage2"]
+    assert config.out_features == ["stage2"]
+
+
 METRIC = """
 import datasets
 import evaluate
