@@ -20,7 +20,6 @@ from .visits import visit_of
 
 _OF_A_MODULE = frozenset(vars(nn.Module()))
 _OF_AN_OPTIMIZER = frozenset(vars(torch.optim.SGD([torch.zeros(1)], lr=0.1))) | {"step", "zero_grad"}
-_LIBRARIES_OF_OPTIMIZERS = ("torch.", "accelerate.", "deepspeed.", "hf_sharpness.", "transformers.")
 
 
 def reach(roots: Iterable[Root], is_weight: Callable[[Any], bool], binds_weights: bool, quiet: QuietModules) -> Reached:
@@ -115,10 +114,9 @@ class _Walk:
         """
         groups = optimizer.param_groups
         if any(self.is_weight(p) for group in groups for p in group["params"]):
-            if not bounds.module_of(type(optimizer)).startswith(_LIBRARIES_OF_OPTIMIZERS):
-                own = bounds.attributes_of(optimizer)
-                self.reached.holders.append(Names(own, _OF_AN_OPTIMIZER))
-                self.put_all([(name, value) for name, value in own.items() if name not in _OF_AN_OPTIMIZER], path)
+            if bounds.module_of(type(optimizer)).partition(".")[0] not in bounds.PRIVATE_TO_LIBRARIES:
+                self.skips[id(optimizer)] = _OF_AN_OPTIMIZER
+                self.instance(optimizer, path)
             return
         self.reached.optimizers.add(id(optimizer))
         for contents in (optimizer.state, *groups, *optimizer.state.values()):
