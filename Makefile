@@ -75,14 +75,16 @@ $(TEST_ENV)/deepspeed/.ready: $(TEST_ENV)/.ready
 clean:
 	rm -rf $(DEMO_ENV) $(TEST_ENV) $(TEST_ENV)-oldest $(TEST_ENV)-newest build site *.egg-info
 
-# Libraries with trainers of their own that want older versions than ours: an environment on top of the tests'.
+# Libraries with trainers or optimizers of their own, some of which want older versions than ours: an environment on top of the tests'.
 test-libraries: $(TEST_ENV)/libraries/.ready
-	$(TEST_ENV)/libraries/bin/python -m pytest tests/ecosystem/test_whole_steps.py
+	$(TEST_ENV)/libraries/bin/python -m pytest tests/ecosystem/test_whole_steps.py \
+		tests/ecosystem/test_gliclass.py tests/ecosystem/test_opacus.py
 
 $(TEST_ENV)/libraries/.ready: $(TEST_ENV)/.ready
 	$(PYTHON) -m venv $(TEST_ENV)/libraries
 	$(TEST_ENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
 		$$($(TEST_ENV)/libraries/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth
-	$(TEST_ENV)/libraries/bin/python -m pip install --quiet "torch==2.13.0" "gliner==0.2.29"
+	$(TEST_ENV)/libraries/bin/python -m pip install --quiet "torch==2.13.0" "gliner==0.2.29" \
+		"gliclass==0.1.21" "opacus==1.6.0"
 	$(TEST_ENV)/libraries/bin/python -m pip install --quiet --no-deps -e .
 	touch $@
