@@ -93,7 +93,9 @@ def in_trainer(setting: Setting, name: str) -> Arm:
         if not thread.ident:
             thread.start()
         turns.asked.release()
-        turns.made.acquire()
+        while not turns.made.acquire(timeout=1.0):
+            if not thread.is_alive():
+                raise RuntimeError("the training has ended: see its error above")
 
     def close() -> None:
         turns.over = True
