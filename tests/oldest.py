@@ -6,6 +6,7 @@ import functools
 import tempfile
 from typing import Any
 
+import numpy
 import torch
 
 
@@ -18,6 +19,15 @@ def sgd_takes_momentum() -> bool:
         tempfile.gettempdir(), use_cpu=True, optim="sgd", optim_args="momentum=0.9"
     )
     return "momentum" in transformers.Trainer.get_optimizer_cls_and_kwargs(arguments)[1]
+
+
+def grey(processor: Any, image: Any) -> Any:
+    """A grey PIL image for a saved processor; transformers 5.0 wants an axis for its channel."""
+    try:
+        processor(image, return_tensors="pt")
+    except ValueError:
+        return numpy.asarray(image)[..., None]
+    return image
 
 
 def options_for_momentum(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -127,6 +127,10 @@ def build_model(auto_class: Any, section: ModelSection, config: Any, limited: bo
             raise RecipeError(
                 f"model.config: no model of type '{config.model_type}' can be made of it: {first_line(error)}"
             ) from error
+        if section.config:
+            raise RecipeError(
+                f"model.config: '{section.name_or_path}' cannot be loaded with {section.config}: {first_line(error)}"
+            ) from error
         raise _not_loadable("name_or_path", section.name_or_path, error) from error
 
 

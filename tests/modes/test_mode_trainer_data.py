@@ -81,6 +81,11 @@ def padded(items: list[dict[str, Any]]) -> Batch:
     return {"input_ids": torch.tensor(rows), "labels": torch.tensor([item["labels"] for item in items])}
 
 
+NAMED = "train_sampling_strategy" in transformers.TrainingArguments.__dataclass_fields__
+GROUPED = {"train_sampling_strategy": "group_by_length"} if NAMED else {"group_by_length": True}
+"""The option, and what it was called before."""
+
+
 @as_stock
 @pytest.mark.shows(mode="train_sampling_strategy=group_by_length: rho 0 = stock", result="exact")
 def test_group_by_length_is_stock_at_rho_0(spec: Spec, tmp_path: Any) -> None:
@@ -93,7 +98,7 @@ def test_group_by_length_is_stock_at_rho_0(spec: Spec, tmp_path: Any) -> None:
             save_strategy="no",
             disable_tqdm=True,
             logging_steps=1,
-            train_sampling_strategy="group_by_length",
+            **GROUPED,
             per_device_train_batch_size=4,
             num_train_epochs=1,
             **arguments,

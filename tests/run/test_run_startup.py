@@ -105,6 +105,10 @@ def test_not_read(option: str) -> None:
     assert "Watch" in python(path=[STARTUP], code="import sys; print(sys.meta_path)")
 
 
+BASE = str(Path(sys.base_prefix, "bin", "python{}.{}".format(*sys.version_info)))
+"""The Python that this environment was made of, without what is installed in it."""
+
+
 @pytest.mark.parametrize("missing", ["torch", "accelerate", "hf_sharpness", "old transformers", "transformers"])
 def test_where_something_is_missing(missing: str, tmp_path: Path) -> None:
     """`import transformers` does what it would do, and the waiting `hf-sharpness run` can say why."""
@@ -122,13 +126,13 @@ def test_where_something_is_missing(missing: str, tmp_path: Path) -> None:
         "except ImportError as error:\n    print(error)\n"
         "print([name for name in sys.modules if name.startswith('hf_sharpness')])"
     )
-    shown = python(path=[STARTUP, str(modules)], code=code, executable=sys._base_executable)
+    shown = python(path=[STARTUP, str(modules)], code=code, executable=BASE)
     expected = "No module named 'transformers'" if missing == "transformers" else "7"
     assert shown.splitlines() == [expected, "[]"]
     (report,) = reports.iterdir()
     cause = "transformers 4.57.6 is older than 5.0" if missing == "old transformers" else missing
     assert (cause if missing != "transformers" else "hf_sharpness") in report.read_text()
-    assert sys._base_executable in report.read_text()
+    assert BASE in report.read_text()
 
 
 def test_oldest_transformers() -> None:

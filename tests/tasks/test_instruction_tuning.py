@@ -38,6 +38,7 @@ def tokenizer(folder: Path) -> Any:
     """Of words; [SEP] ends a text."""
     words = AutoTokenizer.from_pretrained(folder)
     words.add_tokens(["instruction", "input", "response", "user", "assistant", "###", ":", "[", "]"])
+    words.add_tokens(["Instruction", "Input", "Response"])  # a tokenizer of transformers 5.0 keeps capitals
     words.eos_token = words.sep_token
     return words
 
@@ -64,9 +65,9 @@ def test_the_loss_is_of_the_answer_and_the_end(tokenizer: Any) -> None:
     assert words(tokenizer, row["input_ids"]).index(a) < words(tokenizer, row["input_ids"]).index(c)
     assert len(row["input_ids"]) == len(row["labels"]) == sum(row["attention_mask"])
     with_input = words(tokenizer, example(tokenizer, a, b, c)["input_ids"])
-    assert [word for word in with_input if word in (a, b, c, "input")] == [a, "input", b, c]
+    assert [word for word in map(str.lower, with_input) if word in (a, b, c, "input")] == [a, "input", b, c]
     without = words(tokenizer, example(tokenizer, a, "", c)["input_ids"])
-    assert "input" not in without
+    assert "input" not in map(str.lower, without)
 
 
 def test_by_a_chat_template(tokenizer: Any) -> None:

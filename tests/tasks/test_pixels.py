@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from oldest import grey
 
 from hf_sharpness.tasks.pixels import Pixels
 
@@ -44,9 +45,9 @@ def test_the_saved_processor_does_the_same(tmp_path, channels, mode):
     (tmp_path / "preprocessor_config.json").write_text(ours.preprocessor_config())
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     image = pil.fromarray(images((8, 8) if channels == 1 else (8, 8, 3)), mode=mode)
-    theirs = processor(image, return_tensors="pt")["pixel_values"][0]
+    theirs = processor(grey(processor, image), return_tensors="pt")["pixel_values"][0]
     torch.testing.assert_close(ours(image), theirs)
 
     large = pil.fromarray(np.add.outer(np.arange(16), np.arange(16)).astype(np.uint8) * 8).convert(mode)
-    theirs = processor(large, return_tensors="pt")["pixel_values"][0]
+    theirs = processor(grey(processor, large), return_tensors="pt")["pixel_values"][0]
     torch.testing.assert_close(ours(large), theirs, atol=0.02, rtol=0)  # PIL rounds to whole grey levels

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from oldest import grey
 from tiny_runs import training
 from transformers import (
     AutoImageProcessor,
@@ -59,7 +60,7 @@ def test_image_run_leaves_a_usable_folder(tmp_path, capsys, optim):
     model = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     test = load_data(recipe).test
-    images = [pil.fromarray(image) for image, _ in test]
+    images = [grey(processor, pil.fromarray(image)) for image, _ in test]
     with torch.no_grad():
         logits = model(**processor(images, return_tensors="pt")).logits
     results = json.loads((tmp_path / "all_results.json").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -203,7 +204,10 @@ def test_a_stock_trainer_with_our_arguments(given: bool, tmp_path: Any) -> None:
     options = {"train_dataset": ITEMS, "eval_dataset": ITEMS, "data_collator": collate, "optimizers": optimizers}
     stock = transformers.Trainer(model, args, **options)
     assert "eval_loss" in stock.evaluate()
-    with pytest.raises(ValueError, match=r"optim='wsam' needs this package's Trainer.*`hf-sharpness run`"):
+    words = r"optim='wsam' needs this package's Trainer.*`hf-sharpness run`"
+    if not given and find_spec("transformers.trainer_optimizer") is None:
+        words = "unsupported optimizer: wsam"  # older transformers has no place for another word
+    with pytest.raises(ValueError, match=words):
         stock.train()
     ours = hf_sharpness.Trainer(model, args, **options)
     ours.train()
