@@ -16,7 +16,7 @@ import transformers
 from transformers import TrainingArguments
 
 from ..engine.decay import decay_step
-from ..engine.phase import count, first_from
+from ..engine.phase import first_from
 from ..methods import METHODS
 from ..methods.options import DECAY, PREFIX, WHEN
 from ..methods.registry import arguments_of
@@ -116,9 +116,9 @@ def over_the_training(cost: Cost, base: Cost, arm: Arm, total: int, decay: Calla
         return cost
     shares = []
     for settings in settings_of(arm):
-        start, stop, interval = ({**_WHEN, **arm.arguments, **settings}[name] for name in _WHEN)
+        start, stop = ({**_WHEN, **arm.arguments, **settings}[name] for name in _WHEN)
         first = decay(total) if start == DECAY else first_from(float(start), total)
-        shares.append(count(first, first_from(float(stop), total), int(interval)) / total)
+        shares.append(max(0, first_from(float(stop), total) - first) / total)
     share = max(shares)
     return Cost(
         *(b + share * (c - b) for c, b in zip(dataclasses.astuple(cost), dataclasses.astuple(base), strict=True))

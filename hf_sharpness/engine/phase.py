@@ -24,14 +24,14 @@ class Phase:
     A step is known by its number in the training, from 0 on; one that a ``GradScaler`` skips counts as any other.
 
     Args:
-        options: ``start``, ``stop``, ``interval`` and ``rho_schedule``.
+        options: ``start``, ``stop`` and ``rho_schedule``.
         method: the method.
         optimizer: the base optimizer.
         progress: counts the steps.
         scheduler: the learning rate's, for ``start="decay"``; or the step that it says, where that is known.
 
     Attributes:
-        first: the first step that may be sharpness-aware.
+        first: the first step that is sharpness-aware.
         end: the first one after them; None: there is none.
 
     Raises:
@@ -77,8 +77,8 @@ class Phase:
             )
         if self.planned == 0:
             warnings.warn(
-                f"none of the {total} optimizer steps will be sharpness-aware with sam_start={options.start!r}, "
-                f"sam_stop={options.stop!r} and sam_interval={options.interval!r}: train for longer, or begin earlier",
+                f"none of the {total} optimizer steps will be sharpness-aware with sam_start={options.start!r} and "
+                f"sam_stop={options.stop!r}: train for longer, or begin earlier",
                 stacklevel=2,
             )
 
@@ -95,16 +95,16 @@ class Phase:
     @property
     def is_whole(self) -> bool:
         """Whether every step is sharpness-aware."""
-        return self.first == 0 and self.end is None and self.options.interval == 1
+        return self.first == 0 and self.end is None
 
     def includes(self, number: int) -> bool:
         """Whether the step of this number is sharpness-aware."""
-        return number >= self.first and (self.end is None or number < self.end) and number % self.options.interval == 0
+        return number >= self.first and (self.end is None or number < self.end)
 
     def count_before(self, number: int) -> int:
         """How many of the steps before this one are sharpness-aware."""
         number = number if self.end is None else min(number, self.end)
-        return count(self.first, number, self.options.interval)
+        return max(0, number - self.first)
 
     @property
     def planned(self) -> int | None:
@@ -153,8 +153,3 @@ def first_from(fraction: float, total_steps: int) -> int:
     while total_steps and step / total_steps < fraction:  # .1 * 30 is a little more than 3
         step += 1
     return step
-
-
-def count(first: int, end: int, interval: int) -> int:
-    """How many of the steps first, first + 1, ... end - 1 have a multiple of the interval as their number."""
-    return max(0, -(-end // interval) - -(-first // interval))

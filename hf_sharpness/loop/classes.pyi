@@ -37,8 +37,6 @@ class SAM(SharpnessAware):
             rate falls to the end (`warmup_stable_decay` and the like). Default: 0.0.
         stop: When sharpness ends: a fraction of the training's optimizer steps, the base optimizer's own from
             there. Default: 1.0.
-        interval: Of the optimizer steps (counted from 0) those are sharpness-aware whose number is a multiple of
-            this; the others are the base optimizer's own. Default: 1.
         rho_schedule: The length of the perturbation from step to step: `constant`: rho as it is given; `lr`: rho
             times the learning rate over its peak; `linear`: up in equal steps over the first tenth of the
             sharpness-aware steps. Default: constant.
@@ -64,7 +62,6 @@ class SAM(SharpnessAware):
         check: str = "warn",
         start: float | str = 0.0,
         stop: float = 1.0,
-        interval: int = 1,
         rho_schedule: str = "constant",
         fraction: float = 1.0,
         target_modules: str | None = None,
@@ -115,8 +112,6 @@ class WSAM(SharpnessAware):
             rate falls to the end (`warmup_stable_decay` and the like). Default: 0.0.
         stop: When sharpness ends: a fraction of the training's optimizer steps, the base optimizer's own from
             there. Default: 1.0.
-        interval: Of the optimizer steps (counted from 0) those are sharpness-aware whose number is a multiple of
-            this; the others are the base optimizer's own. Default: 1.
         rho_schedule: The length of the perturbation from step to step: `constant`: rho as it is given; `lr`: rho
             times the learning rate over its peak; `linear`: up in equal steps over the first tenth of the
             sharpness-aware steps. Default: constant.
@@ -144,7 +139,6 @@ class WSAM(SharpnessAware):
         check: str = "warn",
         start: float | str = 0.0,
         stop: float = 1.0,
-        interval: int = 1,
         rho_schedule: str = "constant",
         fraction: float = 1.0,
         target_modules: str | None = None,
@@ -195,8 +189,6 @@ class XSAM(SharpnessAware):
             rate falls to the end (`warmup_stable_decay` and the like). Default: 0.0.
         stop: When sharpness ends: a fraction of the training's optimizer steps, the base optimizer's own from
             there. Default: 1.0.
-        interval: Of the optimizer steps (counted from 0) those are sharpness-aware whose number is a multiple of
-            this; the others are the base optimizer's own. Default: 1.
         rho_schedule: The length of the perturbation from step to step: `constant`: rho as it is given; `lr`: rho
             times the learning rate over its peak; `linear`: up in equal steps over the first tenth of the
             sharpness-aware steps. Default: constant.
@@ -228,7 +220,6 @@ class XSAM(SharpnessAware):
         check: str = "warn",
         start: float | str = 0.0,
         stop: float = 1.0,
-        interval: int = 1,
         rho_schedule: str = "constant",
         fraction: float = 1.0,
         target_modules: str | None = None,

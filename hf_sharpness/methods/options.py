@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from .hyperparameters import check_hyperparameters, hyperparameter, hyperparameters, is_count, is_number
+from .hyperparameters import check_hyperparameters, hyperparameter, hyperparameters, is_number
 
 if TYPE_CHECKING:
     from .base import Method
@@ -27,7 +27,7 @@ RHO_SCHEDULES = {
 DECAY = "decay"
 """The ``start`` that the learning rate's schedule says."""
 
-WHEN = {"start": 0.0, "stop": 1.0, "interval": 1}
+WHEN = {"start": 0.0, "stop": 1.0}
 """The options that say which steps are sharpness-aware, as they are where all of them are."""
 
 PREFIX = "sam"
@@ -72,14 +72,6 @@ class Options:
         help="When sharpness ends: a fraction of the training's optimizer steps, the base optimizer's own from there.",
         require="must be a number with 0 < stop <= 1",
         valid=lambda v: is_number(v) and 0 < v <= 1,
-    )
-
-    interval: int = hyperparameter(
-        1,
-        help="Of the optimizer steps (counted from 0) those are sharpness-aware whose number is a multiple of this; "
-        "the others are the base optimizer's own.",
-        require="must be a whole number >= 1",
-        valid=is_count,
     )
 
     rho_schedule: str = hyperparameter(

@@ -91,9 +91,7 @@ def _cost(engine: Engine, micro_batches: int) -> str:
 def _which(phase: Phase) -> str:
     """Which steps are sharpness-aware, numbered from 1 as in the logs: ``from step 51 on``."""
     first = f"from step {phase.first + 1}"
-    span = f"{first} on" if phase.end is None else f"{first} to step {phase.end}"
-    interval = phase.options.interval
-    return span if interval == 1 else f"{span} one in {interval}"
+    return f"{first} on" if phase.end is None else f"{first} to step {phase.end}"
 
 
 def _base(trainer: Any, engine: Engine) -> str:

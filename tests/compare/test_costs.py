@@ -46,9 +46,10 @@ def test_a_search_once_an_epoch_is_spread_over_it(optim: str, arguments: dict[st
         ({"sam_start": 0.5}, 1.5, 0.4),
         ({"sam_start": "0.75"}, 1.25, 0.3),
         ({"sam_stop": 0.1}, 1.1, 0.24),
-        ({"sam_interval": 4}, 1.25, 0.3),
-        ({"sam_start": 0.2, "sam_stop": 0.6, "sam_interval": 2}, 1.2, 0.28),
+        ({"sam_start": 0.2, "sam_stop": 0.6}, 1.4, 0.36),
         ({"sam_start": "decay"}, 1.3, 0.32),
+        ({"sam_start": "decay", "sam_stop": 0.8}, 1.1, 0.24),
+        ({"sam_start": "decay", "sam_stop": 0.6}, 1.0, 0.2),
     ],
 )
 def test_the_mean_over_the_training(arguments: dict[str, Any], passes: float, seconds: float) -> None:
@@ -63,7 +64,7 @@ def test_where_tuning_chooses_the_dearest_counts() -> None:
 
 def test_steps_are_measured_with_sharpness_in_all_of_them() -> None:
     assert in_every_step(an_arm(sam_rho=0.1)) == {}
-    assert in_every_step(an_arm(sam_start="decay", sam_interval=3)) == {"sam_start": 0.0, "sam_interval": 1}
+    assert in_every_step(an_arm(sam_start="decay", sam_stop=0.9)) == {"sam_start": 0.0, "sam_stop": 1.0}
     arguments = {**an_arm(sam_start=0.5).arguments, **in_every_step(an_arm(sam_start=0.5))}
     assert TrainingArguments("out", **arguments).step_options().start == 0.0
 

@@ -236,7 +236,7 @@ def test_the_command_on_a_script(tmp_path: Path) -> None:
     """The script is stopped after its warm-up: it evaluates nothing, and leaves nothing."""
     script = Path(__file__).parents[1] / "compare" / "script.py"
     options = ["--batches", "1", "--warm_up", "2", "--points", "3", "--output_dir", "out"]
-    own = ["--hidden", "4", "--sam_interval", "7", "--sam_rho_schedule", "lr"]  # say nothing here
+    own = ["--hidden", "4", "--sam_start", ".9", "--sam_rho_schedule", "lr"]  # say nothing here
     command = [sys.executable, "-m", "hf_sharpness", "rho", "--script", str(script), *options, "--", *own]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

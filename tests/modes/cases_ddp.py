@@ -13,7 +13,7 @@ from specs_of_modes import (
     BASE,
     PRECONDITIONED,
     SCOPED,
-    SCOPED_ALTERNATING,
+    SCOPED_BETWEEN,
     Branching,
     named,
     rank_batches,
@@ -24,12 +24,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-@case(*[spec.name for spec in [*SCOPED, *SCOPED_ALTERNATING]])
+@case(*[spec.name for spec in [*SCOPED, *SCOPED_BETWEEN]])
 def ddp(directory: Path, name: str) -> list[torch.Tensor]:
     return trained(DistributedDataParallel(Net().double()), name, rank_batches(rank(), 5, 2))
 
 
-@case(*[spec.name for spec in [*SCOPED, *SCOPED_ALTERNATING[:4]]])
+@case(*[spec.name for spec in [*SCOPED, *SCOPED_BETWEEN[:4]]])
 def bucket_view(directory: Path, name: str) -> list[torch.Tensor]:
     model = DistributedDataParallel(Net().double(), gradient_as_bucket_view=True, bucket_cap_mb=1e-4)
     return trained(model, name, rank_batches(rank(), 5, 2))

@@ -33,13 +33,13 @@ from launch import case
 from models import Net, Record, Saboteur, classification
 from reference import by_name
 from safetensors.torch import load_file
-from specs_of_modes import ALTERNATING, MAX_NORM, METHODS, Branching, named
+from specs_of_modes import BETWEEN_OF_3, MAX_NORM, METHODS, Branching, named
 from torch import nn
 
 import hf_sharpness
 
 
-@staged(*[spec.name for spec in [*METHODS, *ALTERNATING]])
+@staged(*[spec.name for spec in [*METHODS, *BETWEEN_OF_3]])
 def zero(directory: Path, stage: int, method: str) -> dict[str, Any]:
     """The same batches as `rank_batches` gives each rank."""
     return trained(directory, Net(), config(stage), **SGD, **named(method).arguments())

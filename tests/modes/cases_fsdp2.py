@@ -10,14 +10,14 @@ import torch
 import torch.distributed.checkpoint as dcp
 from launch import case
 from models import Net, Record, Saboteur
-from specs_of_modes import ADAM, ALTERNATING, BASE, METHODS, SCOPED, named, rank_batches
+from specs_of_modes import ADAM, BASE, BETWEEN, METHODS, SCOPED, named, rank_batches
 from steps_on_ranks import WHERE, message, overflowing, rank, sharded, step, trained, whole
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 
 
-@case(*[spec.name for spec in [*METHODS, *ALTERNATING]])
+@case(*[spec.name for spec in [*METHODS, *BETWEEN]])
 def fsdp2(directory: Path, name: str) -> list[torch.Tensor]:
     return trained(sharded(), name, rank_batches(rank(), 5, 2))
 

@@ -36,16 +36,18 @@ PARTS = [
 """With further passes over half of the micro-batches."""
 
 
-def every_second(spec: Spec) -> Spec:
-    """The steps between are the base optimizer's own."""
-    return replace(spec, name=f"{spec.name}-every-2nd", settings=spec.settings | {"interval": 2})
+def between(spec: Spec, total: int) -> Spec:
+    """Of 5 steps the second and the third, of 3 the second: those before and after are the base optimizer's own."""
+    settings = {"start": 0.2, "stop": 0.6, "total_steps": total}
+    return replace(spec, name=f"{spec.name}-between-of-{total}", settings=spec.settings | settings)
 
 
-ALTERNATING = [every_second(spec) for spec in METHODS]
-SCOPED_ALTERNATING = [every_second(spec) for spec in SCOPED]
+BETWEEN = [between(spec, 5) for spec in METHODS]
+BETWEEN_OF_3 = [between(spec, 3) for spec in METHODS]
+SCOPED_BETWEEN = [between(spec, 5) for spec in SCOPED]
 
 
-EVERY_ONE = [*METHODS, *DEEP, *SCOPED, *PRECONDITIONED, *ALTERNATING, *SCOPED_ALTERNATING, *PARTS]
+EVERY_ONE = [*METHODS, *DEEP, *SCOPED, *PRECONDITIONED, *BETWEEN, *BETWEEN_OF_3, *SCOPED_BETWEEN, *PARTS]
 
 
 def without_decay(base: Base) -> Base:

@@ -13,9 +13,9 @@ from .methods import Handed, Plain
 from .run import Problem
 
 
-def sharp_steps(total: int, start: str = "0", stop: str = "1", interval: int = 1) -> list[int]:
-    """The steps k of `total` with start <= k/total < stop, in exact arithmetic, that are multiples of the interval."""
-    return [k for k in range(total) if Fraction(start) <= Fraction(k, total) < Fraction(stop) and k % interval == 0]
+def sharp_steps(total: int, start: str = "0", stop: str = "1") -> list[int]:
+    """The steps k of `total` with start <= k/total < stop, in exact arithmetic."""
+    return [k for k in range(total) if Fraction(start) <= Fraction(k, total) < Fraction(stop)]
 
 
 def linear_ramp(sharp: Collection[int]) -> Callable[[int], float]:

@@ -10,7 +10,7 @@ import torch
 
 from .bases import SGD, AdamW
 from .methods import Sam, Wsam, Xsam
-from .phases import InSteps
+from .phases import InSteps, sharp_steps
 
 REFERENCES = {"sam": Sam, "wsam": Wsam, "xsam": Xsam}
 PREFIXED = {"mode": "wsam_mode", "gamma": "wsam_gamma", "refresh": "xsam_refresh"}
@@ -31,17 +31,20 @@ class Spec:
 
     def reference(self) -> Any:
         settings = dict(self.settings)
-        interval = settings.pop("interval", None)
+        total = settings.pop("total_steps", None)
+        limits = {name: str(settings.pop(name)) for name in ("start", "stop") if name in settings}
         method = REFERENCES[self.method](**settings)
-        return method if interval is None else InSteps(method, range(0, 1000, interval))
+        return method if total is None else InSteps(method, sharp_steps(total, **limits))
 
     def arguments(self) -> dict[str, Any]:
-        """The same as TrainingArguments."""
+        """The same as TrainingArguments, which know the length of the training."""
 
         def argument(key: str) -> str:
             return f"xsam_{key}" if key.startswith(("alpha", "rho_max")) else PREFIXED.get(key, f"sam_{key}")
 
-        return {"optim": self.method} | {argument(key): value for key, value in self.settings.items()}
+        return {"optim": self.method} | {
+            argument(key): value for key, value in self.settings.items() if key != "total_steps"
+        }
 
     def __str__(self) -> str:
         return self.name

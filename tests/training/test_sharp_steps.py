@@ -1,4 +1,4 @@
-"""Methods that are on in some steps only (`sam_start`, `sam_stop`, `sam_interval`), and rho from step to step.
+"""Methods that are on in some steps only (`sam_start`, `sam_stop`), and rho from step to step.
 
 Against the float64 references, and bit for bit against a stock run where no step is the method's.
 """
@@ -26,6 +26,7 @@ from reference import (
 )
 from torch import nn
 
+from hf_sharpness import SAM
 from hf_sharpness.engine.phase import first_from
 from hf_sharpness.engine.state import State
 
@@ -39,8 +40,8 @@ WHEN: dict[str, dict[str, Any]] = {
     "late": {"start": 0.4},
     "early": {"stop": 0.6},
     "between": {"start": 0.25, "stop": 0.7},
-    "every-third": {"interval": 3},
-    "late-every-second": {"start": 0.3, "interval": 2},
+    "late-in-the-second-epoch": {"start": 0.65},
+    "once": {"start": 0.5, "stop": 0.52},
 }
 every_method = pytest.mark.parametrize("spec", METHODS, ids=str)
 
@@ -50,8 +51,7 @@ def arguments(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def sharp(options: dict[str, Any]) -> list[int]:
-    limits = {name: str(options[name]) for name in ("start", "stop") if name in options}
-    return sharp_steps(TOTAL, **limits, interval=options.get("interval", 1))
+    return sharp_steps(TOTAL, **{name: str(value) for name, value in options.items()})
 
 
 def expected(spec: Spec, steps: list[int], lrs: list[float] | None = None, **options: Any) -> list[Record]:
@@ -93,7 +93,7 @@ def test_the_plain_loop_is_the_reference(spec: Spec, when: str, plain: Any) -> N
     assert_same(in_a_loop(plain, spec, **WHEN[when]), expected(spec, steps))
 
 
-@pytest.mark.parametrize("when", ["late", "late-every-second"])
+@pytest.mark.parametrize("when", ["late", "between"])
 @every_method
 def test_the_trainer_is_the_reference(spec: Spec, when: str, train: Any) -> None:
     steps = sharp(WHEN[when])
@@ -114,6 +114,17 @@ def test_which_steps_they_are() -> None:
     for total, fraction in itertools.product((1, 2, 3, 10, 29, 30, 100, 1000, 997), fractions):
         exact = sharp_steps(total, start=fraction)
         assert first_from(float(fraction), total) == (exact[0] if exact else total), (fraction, total)
+
+
+@pytest.mark.parametrize("when", [*WHEN, "throughout"])
+def test_a_phase_counts_its_steps(when: str) -> None:
+    model, options = Net(), WHEN.get(when, {})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    phase = SAM(model, optimizer, total_steps=TOTAL, **options).engine.phase
+    steps = sharp(options)
+    assert [k for k in range(TOTAL) if phase.includes(k)] == steps
+    assert [phase.count_before(k) for k in range(TOTAL + 1)] == [sum(s < k for s in steps) for k in range(TOTAL + 1)]
+    assert (phase.planned, phase.is_whole) == (len(steps), when == "throughout")
 
 
 @every_method
@@ -156,7 +167,7 @@ def test_a_step_that_is_not_the_methods_is_a_stock_step(
 @every_method
 def test_rho_follows_its_schedule(spec: Spec, schedule: str, plain: Any) -> None:
     lrs = linear_schedule(BASE.lr, 3, TOTAL)
-    steps = sharp({"interval": 1} if schedule == "lr" else {"stop": 0.99})
+    steps = sharp({} if schedule == "lr" else {"stop": 0.99})
     factor = linear_ramp(steps) if schedule == "linear" else lambda step: lrs[step] / BASE.lr
     assert {factor(step) for step in steps} != {1.0}
     if spec.name == "xsam":

@@ -31,7 +31,6 @@ ITEMS = classification(80, torch.float32)  # ten batches of eight
         ({"sam_start": 1.0}, "sam_start=1.0 is not valid: must be a number with 0 <= start < 1, or 'decay'"),
         ({"sam_start": "later"}, "sam_start='later' is not valid"),
         ({"sam_stop": 0.0}, "sam_stop=0.0 is not valid"),
-        ({"sam_interval": 0}, "sam_interval=0 is not valid"),
         ({"sam_rho_schedule": "cosine"}, "sam_rho_schedule='cosine' is not valid: must be one of constant, lr, linear"),
         ({"sam_start": 0.6, "sam_stop": 0.4}, "sam_start=0.6 and sam_stop=0.4 leave no step"),
     ],
@@ -48,12 +47,12 @@ def test_a_loop_of_unknown_length_is_refused_at_once(options: dict[str, Any]) ->
     name = next(iter(options))
     with pytest.raises(ValueError, match=f"{name}=.*give total_steps"):
         SAM(model, optimizer, **options)
-    assert SAM(model, optimizer, interval=3, rho_schedule="lr").engine.phase.planned is None
+    assert SAM(model, optimizer, rho_schedule="lr").engine.phase.planned is None
 
 
 def test_texts_of_the_command_line_and_shared_files(tmp_path: Path) -> None:
-    arguments = TrainingArguments("out", optim="sam", sam_start="0.5", sam_interval="3")
-    assert (arguments.step_options().start, arguments.step_options().interval) == (0.5, 3)
+    arguments = TrainingArguments("out", optim="sam", sam_start="0.5", sam_stop="0.75")
+    assert (arguments.step_options().start, arguments.step_options().stop) == (0.5, 0.75)
     arguments.save_pretrained(tmp_path)
     loaded = SharpnessArguments.from_pretrained(tmp_path)
     assert loaded.step_options() == arguments.step_options()
@@ -112,7 +111,7 @@ def test_two_backwards_before_a_step_keep_both(plain: Any) -> None:
     """A decoupled term made by a first `backward`, and a second one that is the base optimizer's own."""
     batch, model = steps_of(classification(8), 8)[0][0], Net().double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    method = WSAM(model, optimizer, rho=0.2, mode="decoupled", gamma=0.9, interval=2)
+    method = WSAM(model, optimizer, rho=0.2, mode="decoupled", gamma=0.9, stop=0.5, total_steps=2)
 
     def closure() -> torch.Tensor:
         loss = model(**batch)["loss"]
@@ -167,6 +166,27 @@ def test_a_batch_that_is_left_out_counts_as_a_step(train: Any, libraries: Any) -
     run = train(Net(), ITEMS, trainer_class=Skipping, optim="sam", sam_stop=0.5, num_train_epochs=1)
     logged = [entry["step"] for entry in run.trainer.state.log_history if "sharpness" in entry]
     assert logged == [1, 3, 5]
+
+
+def test_an_epochs_search_waits_for_the_first_batch_that_is_not_left_out(train: Any, libraries: Any) -> None:
+    """The first two of the second epoch are: XSAM, which has an alpha from the first, searches in the third."""
+
+    class Skipping(libraries[0].Trainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if self.state.global_step in (10, 11):
+                return torch.zeros(())
+            return super().training_step(*args, **kwargs)
+
+    items, (spec,), base = classification(80), by_name("xsam"), BASES[0]
+    arguments = spec.arguments() | base.arguments() | {"max_grad_norm": 0.0, "num_train_epochs": 2}
+    run = train(Net().double(), items, trainer_class=Skipping, **arguments)
+    steps = steps_of(items, 8, epochs=2)
+    records = reference_run(
+        Net(), steps[:10] + steps[12:], spec.reference(), base.reference(), [base.lr] * 18, epoch_starts=(0, 10)
+    )
+    made = torch.stack(run.weights[:10] + run.weights[12:])
+    torch.testing.assert_close(made, torch.stack([r.weights for r in records]), rtol=1e-9, atol=1e-9)
+    assert len({record.handed.alpha for record in records}) == 2
 
 
 def test_early_stopping_is_fine_with_it(train: Any) -> None:

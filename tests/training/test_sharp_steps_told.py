@@ -30,18 +30,18 @@ def noisy() -> Net:
 
 @pytest.mark.parametrize("spec", METHODS, ids=str)
 def test_resume_is_bit_for_bit(spec: Spec, train: Any, checkpoint: Any) -> None:
-    """From before the first sharpness-aware step, from between them, and in the second epoch."""
-    options = {"sam_start": 0.3, "sam_interval": 2, "sam_rho_schedule": "linear", "num_train_epochs": 2}
+    """From before the first sharpness-aware step, from between them, in the second epoch, and from after the last."""
+    options = {"sam_start": 0.3, "sam_stop": 0.8, "sam_rho_schedule": "linear", "num_train_epochs": 2}
     arguments = spec.arguments() | BASES[2].arguments() | options | {"shuffle": True}
     whole = train(noisy(), ITEMS, save_strategy="steps", save_steps=1, **arguments)
-    for step in (4, 7, 13):
+    for step in (4, 7, 13, 17):
         torch.manual_seed(step)
         rest = train(noisy(), ITEMS, resume=checkpoint(step), **arguments)
         for number, (ours, expected) in enumerate(zip(rest.weights, whole.weights[step:], strict=True)):
             assert torch.equal(ours, expected), (step, number)
         assert rest.series("sharpness") == whole.series("sharpness")
         assert rest.trainer.state.total_flos == whole.trainer.state.total_flos
-        assert counted(rest) == counted(whole) == 7
+        assert counted(rest) == counted(whole) == 10
 
 
 def counted(run: Any) -> int:
@@ -49,13 +49,14 @@ def counted(run: Any) -> int:
     return next(c.sharp_steps for c in callbacks if type(c).__name__ == "SharpnessCallback")
 
 
-def test_a_loops_state_goes_on(plain: Any) -> None:
+@pytest.mark.parametrize("steps_made", [2, 8, 18], ids=["before", "between", "after"])
+def test_a_loops_state_goes_on(steps_made: int, plain: Any) -> None:
     """A loop's step numbers, and the epoch whose first step was the base optimizer's, go on from a saved state."""
     spec, steps = by_name("xsam")[0], steps_of(classification(80), 8, epochs=2)
 
     def made(model: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
         optimizer = BASES[1].torch(model.parameters())
-        given = spec.settings | {"start": 0.2, "interval": 3, "total_steps": 20}
+        given = spec.settings | {"start": 0.2, "stop": 0.85, "total_steps": 20}
         return optimizer, Spec("", "xsam", given).ours(model, optimizer)
 
     model = Net().double()
@@ -63,15 +64,15 @@ def test_a_loops_state_goes_on(plain: Any) -> None:
     whole = plain(model, steps, optimizer, method, epoch_starts=(0, 10))
     model = Net().double()
     optimizer, method = made(model)
-    plain(model, steps[:8], optimizer, method)
+    plain(model, steps[:steps_made], optimizer, method, epoch_starts=(0, 10))
     state = method.state_dict()
     other, again = made(model)
     other.load_state_dict(optimizer.state_dict())
     again.load_state_dict(state)
-    again.start_epoch()  # the loop resumes within the first epoch
+    again.start_epoch()  # the loop resumes within an epoch
     again.method.epoch_begins = False
-    rest = plain(model, steps[8:], other, again, epoch_starts=(2,))
-    assert all(torch.equal(a, b) for a, b in zip(rest, whole[8:], strict=True))
+    rest = plain(model, steps[steps_made:], other, again, epoch_starts=(10 - steps_made,))
+    assert all(torch.equal(a, b) for a, b in zip(rest, whole[steps_made:], strict=True))
 
 
 # The end line, the card, the warning.
@@ -96,11 +97,11 @@ def test_a_training_that_ends_before_sharpness_begins_says_so(train: Any, capsys
 
 
 def test_the_end_line_counts(train: Any, capsys: Any) -> None:
-    train(Net(), ITEMS, optim="wsam", sam_start=0.3, sam_stop=0.8, sam_interval=2, num_train_epochs=1)
+    train(Net(), ITEMS, optim="wsam", sam_start=0.3, sam_stop=0.8, num_train_epochs=1)
     start, end = told(capsys)
-    assert "in 2 of 10 optimizer steps (from step 4 to step 8 one in 2); 1 pass in the others" in start
-    assert "2 of 10 optimizer steps were sharpness-aware; mean" in end
-    assert "12 forward and backward passes, where" in end
+    assert "in 5 of 10 optimizer steps (from step 4 to step 8); 1 pass in the others" in start
+    assert "5 of 10 optimizer steps were sharpness-aware; mean" in end
+    assert "15 forward and backward passes, where" in end
 
 
 def test_no_step_at_all_is_a_warning(train: Any) -> None:
@@ -110,19 +111,19 @@ def test_no_step_at_all_is_a_warning(train: Any) -> None:
 
 def test_searches_are_counted_where_they_are_made(train: Any) -> None:
     """For the warning that alpha lies at an end of its grid: not once more in steps that are not XSAM's."""
-    given = {"optim": "xsam", "xsam_refresh": 1, "xsam_alpha_max": 0.1, "sam_interval": 4, "sam_rho": 0.5}
+    given = {"optim": "xsam", "xsam_refresh": 1, "xsam_alpha_max": 0.1, "sam_start": 0.25, "sam_rho": 0.5}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        train(Net(), ITEMS, **given, max_steps=28)
+        train(Net(), ITEMS, **given, sam_stop=0.5, max_steps=28)
     assert not caught
     with pytest.warns(UserWarning, match="alpha was found at the upper end of its grid in 8 searches in a row"):
-        train(Net(), ITEMS, **given, max_steps=29)
+        train(Net(), ITEMS, **given, sam_stop=0.53, max_steps=28)
 
 
 def test_logs_without_a_sharpness_aware_step_have_no_sharpness(train: Any) -> None:
-    run = train(Net(), ITEMS, optim="xsam", sam_interval=4, logging_steps=2, num_train_epochs=1)
+    run = train(Net(), ITEMS, optim="xsam", sam_start=0.3, sam_stop=0.7, logging_steps=2, num_train_epochs=1)
     logged = [entry for entry in run.trainer.state.log_history if "loss" in entry]
-    assert [("sharpness" in entry) for entry in logged] == [True, False, True, False, True]
+    assert [("sharpness" in entry) for entry in logged] == [False, True, True, True, False]
 
 
 # Decay.
