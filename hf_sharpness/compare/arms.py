@@ -19,8 +19,8 @@ from .errors import CompareError
 
 OWN_METHODS = tuple(name for name in METHODS if registry.package_of(name) is None)
 """The methods of this package."""
-DEFAULT_RHO = (0.01, 0.02, 0.05)
-"""What sam_rho is chosen from where nothing is said."""
+PARTS_OF_RADIUS = (5, 2.5, 1)
+"""How far a method perturbs (sam_rho) is chosen, where nothing is said, from its default divided by these."""
 SAME_COST = 1.1
 """Arms whose costs differ by at most this factor share one base arm at equal passes, that of the dearest."""
 AVERAGES = ("swa", "ema")
@@ -130,8 +130,8 @@ def sharpness_arms(
                     f"has {', '.join(known)}"
                 )
         merged: dict[str, Any] = {argument: own[argument] for argument in known if argument in own}
-        if "sam_rho" in known:
-            merged["sam_rho"] = DEFAULT_RHO  # the recipe's one value is not tuned
+        if (radius := registry.radius_of(METHODS[method])) is not None:  # the recipe's one value is not tuned
+            merged[radius.argument] = tuple(radius.default / part for part in PARTS_OF_RADIUS)
         for argument, values in choices.items():
             if argument in known:
                 merged[argument] = tuple(values)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from ..methods.registry import radii
 from ..tasks.metrics import build_compute_metrics
 from . import statistics
 from .arms import optimizer_name, short
@@ -181,10 +182,11 @@ class _Prediction:
 
 def title(outcome: Outcome, own_name: str | None = None) -> str:
     """A sharpness-aware arm as people write it: `SAM rho .02`, with the arm's name where it is another."""
-    method = str(outcome.arguments["optim"])
-    rho = f" rho {short(outcome.arguments['sam_rho'])}" if "sam_rho" in outcome.arguments else ""
-    name = own_name or outcome.arm
-    return f"{method.upper()}{rho}" if name == method else f"{name} ({method.upper()}{rho})"
+    given = outcome.arguments
+    method, name = str(given["optim"]), own_name or outcome.arm
+    lengths = [f" {radius.name} {short(given[argument])}" for argument, radius in radii().items() if argument in given]
+    written = method.upper() + "".join(lengths)
+    return written if name == method else f"{name} ({written})"
 
 
 def base_title(plan: Plan, name: str) -> str:

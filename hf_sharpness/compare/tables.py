@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from ..methods.registry import radii
 from . import measures, statistics
 from .arms import AVERAGES
 from .judge import Judgement, Unit, base_title, title
 from .outcomes import Outcome
 from .results import Study
-
-_KEYS = ("learning_rate", "max_steps", "num_train_epochs", "sam_rho", "average", "of")
 
 
 def markdown(study: Study) -> str:
@@ -129,6 +128,8 @@ def _protocol(study: Study) -> str:
 def csv_rows(study: Study) -> list[dict[str, Any]]:
     """One row for each arm, numbers in full."""
     judged: dict[str, Judgement] = {item.arm: item for item in study.judgements}
+    lengths = [name for name in radii() if any(name in outcome.arguments for outcome in study.outcomes.values())]
+    keys = ("learning_rate", "max_steps", "num_train_epochs", *lengths, "average", "of")
     rows = []
     for name, outcome in study.outcomes.items():
         item = judged.get(name)
@@ -136,7 +137,7 @@ def csv_rows(study: Study) -> list[dict[str, Any]]:
             "task": study.plan.name,
             "arm": name,
             "kind": outcome.kind,
-            **{key: outcome.arguments.get(key, "") for key in _KEYS},
+            **{key: outcome.arguments.get(key, "") for key in keys},
             "seeds": len(outcome.scores),
             "diverged": outcome.diverged,
             "passes_a_step": passes_a_step(study, name),

@@ -38,7 +38,8 @@ class Method:
     step_ratio: ClassVar[str] = ""
     """Which of these metrics is the size of what is added after the step over the base's step. Empty: none."""
     radii: ClassVar[tuple[str, ...]] = ("rho",)
-    """Hyper-parameters that are lengths of the perturbation, those that it has: ``sam_rho_schedule`` scales them."""
+    """Hyper-parameters that are lengths of the perturbation, those that it has: ``sam_rho_schedule`` scales them. The
+    first is what a comparison tunes and shows, and what warnings name."""
     signs: ClassVar[tuple[Sign, ...]] = ()
     """What shows, in the logs of a training, that the hyper-parameters do not fit: see ``methods/signs.py``."""
     range_forms: ClassVar[tuple[RangeForm, ...]] = ()

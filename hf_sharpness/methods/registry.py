@@ -152,6 +152,18 @@ def arguments_of(cls: type[Method]) -> dict[str, Hyperparameter]:
     return {hyperparameter.argument: hyperparameter for hyperparameter in hyperparameters(cls).values()}
 
 
+def radius_of(cls: type[Method]) -> Hyperparameter | None:
+    """How far a method perturbs: the first of its ``radii`` with a default. None: it declares none."""
+    own = hyperparameters(cls)
+    return next((own[name] for name in cls.radii if name in own and own[name].default is not None), None)
+
+
+def radii() -> dict[str, Hyperparameter]:
+    """``radius_of`` all methods by the names of their arguments."""
+    found = [radius for cls in _methods.values() if (radius := radius_of(cls)) is not None]
+    return {radius.argument: radius for radius in found}
+
+
 def most_shared() -> dict[str, int]:
     """By argument, the highest value that a file shared by somebody else may set; the command line may set any."""
     return {argument: h.most for argument, h in arguments().items() if h.most is not None}

@@ -84,6 +84,11 @@ class Signs:
         argument = self.argument(field)
         return f"{argument}={getattr(self.method, field)!r}" if argument else f"the step of optim={self.method.name!r}"
 
+    @property
+    def length(self) -> str:
+        """How far the method perturbs, the first of its ``radii``, as ``named``."""
+        return self.named(next(iter(self.method.lengths()), "rho"))
+
     def argument(self, field: str) -> str | None:
         """What a field of the method is called among the arguments; None where it has no such field."""
         own = arguments_of(METHODS[self.method.name])
@@ -98,7 +103,7 @@ def rho_too_large(seen: Signs) -> str | None:
         return None
     loss, sharpness = pairs[-1]
     return (
-        f"{seen.named('rho')} is too large: for {LONG} logs the sharpness has been above the loss and what it was at "
+        f"{seen.length} is too large: for {LONG} logs the sharpness has been above the loss and what it was at "
         f"first, or far below zero (now sharpness {sharpness:.3g}, loss {loss:.3g}, at first {first:.3g}). Make it "
         "smaller, by a factor of 5 or so"
     )
@@ -127,7 +132,7 @@ def loss_not_finite(seen: Signs) -> str | None:
         return None
     return (
         f"the loss was not finite in {seen.steps_not_finite} steps so far, at the weights or after the ascent: halve "
-        f"{seen.named('rho')} or learning_rate={seen.args.learning_rate!r}"
+        f"{seen.length} or learning_rate={seen.args.learning_rate!r}"
     )
 
 
@@ -140,7 +145,7 @@ def no_better_than_guessing(seen: Signs) -> str | None:
         return None
     return (
         f"the training loss ({loss:.3g}) is still that of guessing among {seen.classes} classes "
-        f"({guessing:.3g}) or more. Make {seen.named('rho')} smaller, by a factor of 5 or so; if that does not help, "
+        f"({guessing:.3g}) or more. Make {seen.length} smaller, by a factor of 5 or so; if that does not help, "
         f"learning_rate={seen.args.learning_rate!r} is too large, or too small"
     )
 

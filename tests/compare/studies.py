@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -10,6 +13,8 @@ from hf_sharpness.compare.arms import Arm, with_base_arms
 from hf_sharpness.compare.packing import pack
 from hf_sharpness.compare.plan import Length, Plan, Run, final_seeds, tuning_seeds
 from hf_sharpness.compare.points import sobol_points
+from hf_sharpness.methods import Method, hyperparameter, is_number, register
+from hf_sharpness.methods.registry import unregister
 
 LABELS = np.arange(40) % 4
 
@@ -76,3 +81,19 @@ def a_record(run: Run, right: int, averaged_right: int | None = None) -> dict[st
         "date": "2026-01-01",
         **look,
     }
+
+
+@contextlib.contextmanager
+def a_method_from_outside() -> Iterator[type[Method]]:
+    """`far`, whose length is an argument of its own, `far_rho`."""
+
+    @register
+    @dataclasses.dataclass
+    class Far(Method):
+        name: ClassVar[str] = "far"
+        rho: float = hyperparameter(2.0, help="How far.", require="any number", valid=is_number)
+
+    try:
+        yield Far
+    finally:
+        unregister("far")

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("optuna")
 
-from studies import a_plan
+from studies import a_method_from_outside, a_plan
 
 from hf_sharpness.compare.arms import Arm, settings_of, sharpness_arms, swept, with_base_arms
 from hf_sharpness.compare.budget import duration, expected_seconds, fit, parse_duration, power_in_words
@@ -33,6 +33,18 @@ def test_a_part_of_the_batch_goes_with_the_methods_that_allow_it():
 
 def test_rho_is_tuned_where_nothing_is_said():
     assert sharpness_arms(None, {}, {"sam_rho": 0.3}, "sgd")[0].choices == {"sam_rho": (0.01, 0.02, 0.05)}
+
+
+def test_so_is_the_length_of_a_method_from_outside():
+    """By its own default; a recipe's one value is not tuned; a method without a length has no such choice."""
+    with a_method_from_outside() as far:
+        (arm,) = sharpness_arms("far", {}, {"far_rho": 9.0}, "sgd")
+        assert arm.choices == {"far_rho": pytest.approx((0.4, 0.8, 2.0))}
+        (arm,) = sharpness_arms("far", {"far_rho": (3.0,)}, {}, "sgd")
+        assert (arm.choices, arm.arguments["far_rho"]) == ({}, 3.0)
+        far.radii = ()
+        (arm,) = sharpness_arms("far", {}, {}, "sgd")
+        assert (arm.choices, arm.arguments) == ({}, {"optim": "far", "base_optim": "sgd"})
 
 
 def test_arms_of_a_file(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("rliable")
 
-from studies import a_plan, a_record
+from studies import a_method_from_outside, a_plan, a_record
 
 from hf_sharpness import TrainingArguments
 from hf_sharpness.compare import across, report, results
@@ -97,6 +97,23 @@ def test_a_sweep_has_no_verdict(tmp_path):
     assert "## Tuning" not in text
     assert "tuned on" not in text
     assert " p " not in item.sentence
+
+
+def test_each_method_is_shown_with_its_own_length(tmp_path):
+    plan = a_plan("sam,far", points=(UNTUNED,), tuning_seeds=())
+    given = {"sam": {"optim": "sam", "sam_rho": 0.05}, "far": {"optim": "far", "far_rho": 0.8}}
+    arms = [dataclasses.replace(arm, choices={}, arguments=given.get(arm.name, arm.arguments)) for arm in plan.arms]
+    plan = dataclasses.replace(plan, arms=tuple(arms))
+    with a_method_from_outside():
+        study = results.write(tmp_path, plan, finished(plan, point=0), "x")
+        report.write(study, tmp_path)
+    assert [item.sentence.partition(":")[0] for item in study.judgements] == ["SAM rho .05", "FAR rho .8"]
+    rows = {row["arm"]: row for row in csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))}
+    assert [(rows[arm]["sam_rho"], rows[arm]["far_rho"]) for arm in ("base", *given)] == [
+        ("", ""),
+        ("0.05", ""),
+        ("", "0.8"),
+    ]
 
 
 def test_a_metric_that_is_no_number_gets_no_verdict(tmp_path):

@@ -213,6 +213,29 @@ def test_an_authors_check_may_be_careless(value: Any) -> None:
         TrainingArguments("out", optim="own", own_radius=value)
 
 
+def test_the_radius_of_a_method() -> None:
+    """The first that it declares of those it has with a default, under the name of its argument; and that of all."""
+
+    @register
+    @dataclasses.dataclass
+    class Declared(Own):
+        name: ClassVar[str] = "declared"
+        radii: ClassVar[tuple[str, ...]] = ("none", "unset", "radius", "alpha")
+        unset: float | None = number(None, valid=lambda v: v is None or v >= 0)
+
+    register(Wide)
+    assert registry.radius_of(Own) is None
+    found = {name: registry.radius_of(cls) for name, cls in METHODS.items()}
+    assert {name: (radius.argument, radius.default) for name, radius in found.items()} == {
+        "sam": ("sam_rho", 0.05),
+        "wsam": ("sam_rho", 0.05),
+        "xsam": ("sam_rho", 0.05),
+        "declared": ("own_radius", 0.1),
+        "wide": ("sam_rho", 0.2),
+    }
+    assert list(registry.radii()) == ["sam_rho", "own_radius"]
+
+
 def test_scopes_are_global_unless_the_method_says_more() -> None:
     register(Own)
     assert Own.scopes == ("global",)

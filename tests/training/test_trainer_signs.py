@@ -136,7 +136,7 @@ def test_no_better_than_guessing(train: Any) -> None:
 
 
 def test_a_method_of_ones_own(train: Any) -> None:
-    """It has none of the hyper-parameters that the signs know: the method is named in their place."""
+    """Where it says of none of its hyper-parameters that it is a length, the method is named; else that one."""
 
     @register
     @dataclasses.dataclass
@@ -156,6 +156,8 @@ def test_a_method_of_ones_own(train: Any) -> None:
         message = only(run(train, Net(), optim="far"))
         assert message.startswith("the step of optim='far' is too large: for 10 logs")
         assert any("halve the step of optim='far'" in m for m in run(train, NotANumber(), optim="far"))
+        Far.radii = ("distance",)
+        assert any("halve far_distance=50.0 or" in m for m in run(train, NotANumber(), optim="far"))
     finally:
         unregister("far")
 
