@@ -31,7 +31,7 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 
 tempfile.tempdir = os.environ["TMPDIR"]
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 def pytest_unconfigure() -> None:
