@@ -23,7 +23,8 @@ docs: $(TEST_ENV)/.ready
 	NO_MKDOCS_2_WARNING=1 $(TEST_ENV)/bin/python -m mkdocs build --strict
 
 test-deepspeed: $(TEST_ENV)/deepspeed/.ready
-	$(TEST_ENV)/deepspeed/bin/python -m pytest tests/modes/test_mode_deepspeed.py
+	$(TEST_ENV)/deepspeed/bin/python -m pytest tests/modes/test_mode_deepspeed.py \
+		tests/modes/test_mode_deepspeed_own_steps.py
 
 test-wheel: $(TEST_ENV)/.ready
 	.ci/wheel $(TEST_ENV)

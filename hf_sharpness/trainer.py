@@ -121,6 +121,7 @@ class _SharpnessTrainer(MixinBase):
         accelerator = getattr(self, "accelerator", None)
         deferred = getattr(accelerator, "deepspeed_engine_wrapped", None)
         if accelerator is not None and isinstance(deferred, DeferredStep):
+            deferred.close()
             accelerator.deepspeed_engine_wrapped = deferred.wrapper
 
     def _start_sharpness(self) -> None:
@@ -171,8 +172,9 @@ class _SharpnessTrainer(MixinBase):
         weights = weights_of(self.model_wrapped)
         # Accelerate's wrapper of the engine, which `accelerator.backward` calls.
         weights.deferred = accelerator.deepspeed_engine_wrapped = DeferredStep(
-            accelerator.deepspeed_engine_wrapped, at_boundary=lambda: accelerator.sync_gradients
+            accelerator.deepspeed_engine_wrapped, lambda: accelerator.sync_gradients, weights.before_backward
         )
+        weights.deferred.guard(self.model)
         return weights, weights.loss_scale()
 
     def _start_sharpness_late(self) -> None:

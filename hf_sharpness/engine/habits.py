@@ -94,7 +94,7 @@ class Habits:
         return result
 
     def _watched(self, closure: Closure, state: State, continues: bool) -> Any:
-        watch = Watch(self.weights.parameters(), self.asks_factors)
+        watch = Watch(self.weights.parameters(), self.asks_factors, self.weights.read_by_others())
         with self._meeting_modules(state):
             result = watch.run(closure)
         if watch.drops and continues and not self.are_whole_steps:

@@ -77,7 +77,7 @@ class Probes(Climbs):
 
     def _forward_only(self) -> Tensor | None:
         """The loss of a pass without gradients; None if it turns out to be made from derivatives."""
-        mode = self.skip_backward = SkipBackward(self.trainable)
+        mode = self.skip_backward = SkipBackward(self.trainable, ignored=self.weights.read_by_others())
         torch.set_grad_enabled(False)  # restore() turns it on again, wherever an interrupt comes
         loss: Tensor | None = None
         try:
@@ -101,7 +101,7 @@ class Probes(Climbs):
 
     def _with_derivatives(self) -> Tensor:
         """The loss of a whole pass, whose gradients are dropped."""
-        mode = self.skip_backward = SkipBackward(self.trainable, skips=False)
+        mode = self.skip_backward = SkipBackward(self.trainable, False, self.weights.read_by_others())
         loss = run_under(mode, lambda: self._pass(reduce=False))
         self._end_probe()
         if self.habits.are_whole_steps:

@@ -18,6 +18,7 @@ class SkipBackward(TorchFunctionMode):
     Args:
         parameters: the base optimizer's.
         skips: False lets ``backward`` be, and only notes its losses.
+        ignored: whose ``.grad`` others read.
 
     Attributes:
         losses: what ``backward`` was called on, detached: scalars without a gradient of their own.
@@ -30,8 +31,9 @@ class SkipBackward(TorchFunctionMode):
     skipped = False
     chained = False
 
-    def __init__(self, parameters: Iterable[Tensor], skips: bool = True) -> None:
+    def __init__(self, parameters: Iterable[Tensor], skips: bool = True, ignored: Iterable[Tensor] = ()) -> None:
         super().__init__()
+        self.ignored = {id(p) for p in ignored}
         self.parameters = {id(p) for p in parameters}
         self.skips = skips
         self.losses: list[Tensor] = []
@@ -43,7 +45,7 @@ class SkipBackward(TorchFunctionMode):
             if self.skips:
                 self.skipped = True
                 return None
-        if reads_gradient(func):
+        if reads_gradient(func) and id(args[0]) not in self.ignored:
             self.incomplete |= self.skipped
             self.chained |= bool(self.losses) and id(args[0]) not in self.parameters
         self.incomplete |= func is torch.autograd.grad

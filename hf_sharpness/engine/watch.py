@@ -32,6 +32,7 @@ class Watch(TorchFunctionMode):
     Args:
         parameters: the base optimizer's.
         asks_factors: whether to find ``factors``.
+        ignored: whose ``.grad`` others read.
 
     Attributes:
         backwards: how many backward passes were run.
@@ -43,8 +44,11 @@ class Watch(TorchFunctionMode):
         factors: for every backward pass the factor on the mean that it began from, as ``factor_on_mean`` has it.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], asks_factors: bool = False) -> None:
+    def __init__(
+        self, parameters: Iterable[Tensor], asks_factors: bool = False, ignored: Iterable[Tensor] = ()
+    ) -> None:
         super().__init__()
+        self.ignored = {id(p) for p in ignored}
         self.asks_factors = asks_factors
         self.parameters = {id(p) for p in parameters}
         self.backwards = 0
@@ -63,7 +67,7 @@ class Watch(TorchFunctionMode):
             self._begins(args[0] if args else kwargs.get("tensors"))
         elif func is torch.autograd.grad:
             self.differentiates = True
-        elif reads_gradient(func):
+        elif reads_gradient(func) and id(args[0]) not in self.ignored:
             self.differentiates |= self.backwards > 0
             if id(args[0]) in self.parameters:
                 self.touches = True

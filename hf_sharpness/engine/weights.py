@@ -52,9 +52,17 @@ class Weights:
             found.setdefault(id(parameter), parameter)
         return list(found.values())
 
+    def read_by_others(self) -> list[nn.Parameter]:
+        """The parameters whose ``.grad`` is read in every backward pass, which says nothing about the closures."""
+        return []
+
     def has_unseen_gradient(self) -> bool:
         """Whether a gradient lies elsewhere than in ``.grad``, from a backward pass that no step knows of."""
         return bool(self.sharded_modules) and any(True for _ in unreduced_gradients(self.model))
+
+    def hidden_passes(self) -> int:
+        """How many backward passes there were whose gradients are not in ``p.grad``."""
+        return 0
 
     def note_passes(self) -> None:
         """All backward passes until now are known."""
@@ -140,6 +148,9 @@ class Weights:
 
     def finish(self) -> None:
         """The gradient for the base optimizer is in ``.grad``, the weights are as before the step."""
+
+    def step(self) -> None:
+        """The training step has ended: have the base optimizer step, where nobody else does."""
 
 
 def placed_gradients(params: Sequence[Any]) -> Vector:

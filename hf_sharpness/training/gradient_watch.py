@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -26,11 +26,19 @@ class GradientWatch:
     Args:
         parameters: those whose gradients are watched.
         model: of which FSDP2 may hold gradients that it has not reduced yet. Default None: it does not.
+        hidden_passes: counts the backward passes whose gradients are not in ``p.grad`` (DeepSpeed's). Default: none.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], model: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        model: nn.Module | None = None,
+        hidden_passes: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.parameters = list(parameters)
         self.model = model
+        self.hidden_passes = hidden_passes
+        self.passes_noted = 0
         self.unreduced = self._unreduced()
         self.noted: list[tuple[Tensor | None, object]] = []
         self.aliases: _Aliases | None = None
@@ -44,6 +52,7 @@ class GradientWatch:
         self.close()
         self.noted = [(p.grad, _mark(p.grad)) for p in self.parameters]
         self.unreduced = self._unreduced()
+        self.passes_noted = self.hidden_passes()
         gradients = {id(gradient) for gradient, _ in self.noted if gradient is not None}
         # The mode goes onto the top of a stack: under one of the user's own, the two could not leave in order.
         if through_data and gradients and not modes_on():
@@ -57,7 +66,7 @@ class GradientWatch:
             for p, (gradient, mark) in zip(self.parameters, self.noted, strict=True)
         ):
             return True
-        if self._unreduced().differs_from(self.unreduced):
+        if self._unreduced().differs_from(self.unreduced) or self.hidden_passes() != self.passes_noted:
             return True
         return self.aliases is not None and self.aliases.written()
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from ..engine import Engine
@@ -81,6 +81,9 @@ class Steps:
         with self.guard.installed(self.engine.parameters(), self.trainer):
             try:
                 result = self._take(call)
+                if call.last:
+                    with self.guard.watched(False):  # DeepSpeed has its optimizer step
+                        self.engine.weights.step()
             except BaseException:
                 self.calls, self.number = [], None
                 self.engine.abort()
@@ -111,12 +114,8 @@ class Steps:
     def _plain(self, call: Call) -> Any:
         result = call.run(call.inputs)
         if call.last:
-            self._finish()
-        return result
-
-    def _finish(self) -> None:
-        with self.guard.watched(False):  # DeepSpeed has its optimizer step
             self.engine.finish()
+        return result
 
     def _tried(self, call: Call) -> Any:
         """The inner call is repeated, as long as the outermost one does no more to the gradient than that did."""
@@ -126,10 +125,10 @@ class Steps:
         self.calls.append(call)
         self.asked = False
         call.kept = copied(call.inputs)
-        self.gradients = GradientWatch(self._watched(), self.engine.model)
+        self.gradients = self._watch()
         self.gradients.note()
         result = call.run(call.inputs)
-        differs = call.differs or call.inner_calls > 1 or self._touched(call)
+        differs = call.differs or call.inner_calls > 1 or self.gradients.changed()
         self.gradients.close()
         if not self.engine.weights.have_gradient():  # the batch, or all since the last step, is skipped
             self._skip()
@@ -144,15 +143,9 @@ class Steps:
         if not self.asked:
             self._ask(differs)
         if not self.differs and self.engine.has_pending:  # the last micro-batch was skipped
-            self._finish()
+            self.engine.finish()
         self._ask(differs)
         return self._taken_anew() if self.differs else result
-
-    def _touched(self, call: Call) -> bool:
-        """Whether the user's code has changed gradients since they were noted."""
-        if self.engine.weights.gradients_are_visible:
-            return self.gradients.changed()
-        return call.inner_calls == 0  # DeepSpeed has them; it was given some in the place of the inner call
 
     def _skip(self) -> None:
         """The user's code has dropped all gradients: the optimizer will not step."""
@@ -164,16 +157,18 @@ class Steps:
         self.asked = True
         self.differs = any_rank(self.differs or differs, self.engine.weights.rank_groups(), self.trainer.args.device)
 
-    def _watched(self) -> list[nn.Parameter]:
-        """Whose gradients the user's code may change."""
-        parameters = {id(p): p for p in [*self.engine.model.parameters(), *self.engine.parameters()]}
-        return [p for p in parameters.values() if p.requires_grad]
+    def _watch(self) -> GradientWatch:
+        """Of the gradients that the user's code may change."""
+        model, weights = self.engine.model, self.engine.weights
+        parameters = {id(p): p for p in [*model.parameters(), *weights.parameters()] if p.requires_grad}
+        return GradientWatch(parameters.values(), model, weights.hidden_passes)
 
     # The step as a whole.
 
     def _taken_anew(self) -> Any:
         """Take the step back, and take it as a whole, as all later ones."""
-        calls, self.calls = self.calls, []
+        calls, self.calls, last = self.calls, [], self.call
+        assert last is not None
         self.whole = True
         self.engine.habits.allow_for_whole_steps()
         self.engine.abort()
@@ -185,6 +180,9 @@ class Steps:
                 self.call = call
                 call.accelerate.restore()
                 result = self._as_a_whole(call, copied(call.kept))
+            last.accelerate.restore()
+            if self.engine.has_pending:  # it was skipped
+                self.engine.finish()
         finally:
             self.replaying = False
         return result
@@ -210,18 +208,18 @@ class Steps:
             value = results[-1]
             return value if isinstance(value, Tensor) else torch.as_tensor(value, device=self.trainer.args.device)
 
-        self.gradients = GradientWatch(self._watched(), self.engine.model)
+        self.gradients = self._watch()
         self.gradients.note(through_data=False)
         with generation_refused(self.trainer.model, self._refuse_generation):
             self._record(first_pass, run, call, inputs)
-        skipped = self.engine.weights.gradients_are_visible and not self.gradients.changed()
+        skipped = not self.gradients.changed()
         self.gradients.close()
         if skipped:
             self.engine.forget_last()
         if not self.engine.weights.have_gradient():
             self._skip()
         if call.last and self.engine.has_pending:
-            self._finish()
+            self.engine.finish()
         return results[0]
 
     # The inner call.
@@ -244,7 +242,7 @@ class Steps:
             return self._repeated(call, plain, inputs)
         if call.inner_calls > 1:
             return plain(inputs)
-        call.differs = self._touched(call)
+        call.differs = self.gradients.changed()
         self.gradients.close()
         if call.last:
             self._ask(call.differs)
@@ -262,7 +260,7 @@ class Steps:
         some = examples(self.trainer, self.engine.fraction.fraction, first_pass, plain)
         loss = self._record(first_pass, plain, call, first_pass.inputs_of_a_pass(), some)
         if call.last:
-            self._finish()
+            self.engine.finish()
         return loss
 
     def _record(

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from models import Net, classification, steps_of
-from own_steps import EXTRA, ROWS, Extra, ExtraEachTime, Masked
+from own_steps import EXTRA, ROWS, Extra, ExtraEachTime, Masked, Twice
 from own_steps_by_hand import CASES, NOT_ADDITIVE, by_hand
 from reference import Spec, by_name
 from reference.methods import Plain
@@ -96,3 +96,23 @@ def test_what_a_mask_freezes_does_not_move(base: str, spec: Spec, train: Any) ->
     before, after = Net().double().first.weight, run.model.first.weight
     assert torch.equal(after[:ROWS], before[:ROWS])
     assert (after[ROWS:] != before[ROWS:]).all()
+
+
+class LastLeftOut(Twice):
+    """Skips the last micro-batch of every step."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        return torch.zeros(()) if self.accelerator.sync_gradients else super().training_step(*args, **kwargs)
+
+
+@pytest.mark.parametrize("spec", by_name("sam", "wsam-coupled", "wsam-decoupled", "xsam"), ids=str)
+def test_a_whole_step_whose_last_micro_batch_is_skipped(spec: Spec, train: Any) -> None:
+    """Also the first of them, which is taken back and anew."""
+
+    def by_the_others(net: Any, batch: Any, g: Any, n: int, last: bool) -> Any:
+        return (g, torch.zeros(())) if last else CASES[Twice](net, batch, g, n, last)
+
+    arguments = {**spec.arguments(), "base_optim": "sgd", **OPTIONS, "gradient_accumulation_steps": 2}
+    run = train(Net().double(), ITEMS, trainer_class=of_ours(LastLeftOut), **arguments)
+    expected = by_hand(by_the_others, spec.reference(), steps(2), lr=0.1)
+    torch.testing.assert_close(torch.stack(run.weights), torch.stack(expected), rtol=1e-9, atol=1e-9)

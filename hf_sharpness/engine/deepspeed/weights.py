@@ -24,6 +24,11 @@ from ...vectors import Part, Vector
 from ..weights import Weights
 from .step import DeferredStep
 
+NO_LAST_BACKWARD = (
+    "the last micro-batch of an optimizer step ran no backward pass, so that DeepSpeed has not averaged the gradients "
+    "of those before it: run self.accelerator.backward(loss) in every micro-batch (on 0 where there is no loss)"
+)
+
 
 class ZeroWeights(Weights):
     """The parts of the fp32 weights that a DeepSpeed engine's optimizer steps on this rank.
@@ -43,6 +48,7 @@ class ZeroWeights(Weights):
         self.part = Part(self.group)
         self.deferred: DeferredStep | None = None
         self.backwards_known = 0
+        self.waits = False
         # DeepSpeed splits the gradient of a part into tensors, one for each parameter in it; some are padding.
         self.sizes: list[list[int]] = []
         self.padding: list[list[bool]] = []
@@ -50,12 +56,17 @@ class ZeroWeights(Weights):
     def parameters(self) -> list[nn.Parameter]:
         return self.parts
 
+    def read_by_others(self) -> list[nn.Parameter]:
+        return [*self.engine.module.parameters(), *self.parts]
+
+    def hidden_passes(self) -> int:
+        return 0 if self.deferred is None else self.deferred.backwards
+
     def has_unseen_gradient(self) -> bool:
-        return self.deferred is not None and self.deferred.backwards != self.backwards_known
+        return self.hidden_passes() != self.backwards_known
 
     def note_passes(self) -> None:
-        if self.deferred is not None:
-            self.backwards_known = self.deferred.backwards
+        self.backwards_known = self.hidden_passes()
 
     def receivers(self) -> list[nn.Parameter]:
         return []  # DeepSpeed collects gradients elsewhere, see `DeferredStep`
@@ -104,10 +115,15 @@ class ZeroWeights(Weights):
     def before_replay(self) -> None:
         self.drop_gradients()
 
+    def before_backward(self) -> None:
+        """A backward begins, which may be one of several in a micro-batch: their gradients are to add up."""
+
     def after_pass(self) -> None:
         """Move the gradient that DeepSpeed has averaged into the parts' ``.grad``."""
         # Set by DeepSpeed at the boundary of an accumulation: for every part a list of tensors.
-        averaged = [self.zero.averaged_gradients[index] for index in range(len(self.parts))]
+        averaged = [self.zero.averaged_gradients.get(index) for index in range(len(self.parts))]
+        if any(tensors is None for tensors in averaged):
+            raise RuntimeError(NO_LAST_BACKWARD)
         self.sizes = [[t.numel() for t in tensors] for tensors in averaged]
         # A mark that ZeRO-1 and 2 leave out of the norm.
         self.padding = [[getattr(t, "_zero_padding", False) for t in tensors] for tensors in averaged]
@@ -121,18 +137,23 @@ class ZeroWeights(Weights):
 
     def abandon(self) -> None:
         self.note_passes()
-        self.sizes = []
+        self.sizes, self.waits = [], False
         for part in self.parts:
             part.grad = None
         self.drop_gradients()  # of earlier micro-batches, which no replay will go through any more
 
     def finish(self) -> None:
-        """Hand the parts' gradient to DeepSpeed, and have it step: clip, update, and renew the model's weights."""
+        """Hand the parts' gradient to DeepSpeed, which is to step with it."""
         self.note_passes()
         if self.sizes:  # a step of the base optimizer's own leaves all to DeepSpeed
             self._put_gradients()
-            self.sizes = []
-        self.engine.step()
+        self.waits = True
+
+    def step(self) -> None:
+        """Have DeepSpeed step: clip, update, and renew the model's weights."""
+        if self.waits:
+            self.sizes, self.waits = [], False
+            self.engine.step()
 
     def _put_gradients(self) -> None:
         for index, part in enumerate(self.parts):
@@ -160,6 +181,19 @@ class Zero12Weights(ZeroWeights):
     @property
     def parts(self) -> list[Any]:
         return self.zero.single_partition_of_fp32_groups
+
+    def before_backward(self) -> None:
+        # A second one at the boundary would put its own gradient in the place of that of the first.
+        if self._have_averaged():
+            self.after_pass()
+
+    def _have_averaged(self) -> bool:
+        return self.zero.averaged_gradients.get(0) is not None
+
+    def finish(self) -> None:
+        if self.sizes and self._have_averaged():  # a step of the base optimizer's own, of several backwards
+            self.after_pass()
+        super().finish()
 
     def copies(self) -> Vector:
         return [flat.detach() for flat in self.zero.bit16_groups_flat]
@@ -224,9 +258,9 @@ class Zero3Weights(ZeroWeights):
         # A parameter without a gradient in a pass would keep the one of an earlier pass.
         self.zero.grad_partitions_flat_buffer.zero_()
 
-    def finish(self) -> None:
+    def step(self) -> None:
         perturbed = bool(self.sizes)
-        super().finish()
+        super().step()
         if perturbed:
             self.drop_gradients()
 
