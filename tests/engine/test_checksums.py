@@ -79,3 +79,30 @@ def test_one_of_further_passes_alone() -> None:
 
 def test_nothing_is_said_of_what_stays() -> None:
     assert run(Tally(writes=lambda moved: False), 12)[2] == []
+
+
+class Late(Tally):
+    """All of its table moves through ``.data``, which no version shows, from the fifth step: none that is looked at."""
+
+    def __init__(self, size: int, frozen: bool) -> None:
+        super().__init__(size, frozen, writes=lambda moved: False)
+        self.steps = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        if self.steps > 4:
+            self.table.data.add_(1.0)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["buffer", "frozen-parameter"])
+@pytest.mark.parametrize("size", [16, 2**15 + 1], ids=["small", "large"])
+def test_a_write_through_data_that_begins_late(frozen: bool, size: int) -> None:
+    """A small one is put back as ever; a large one from the step after, and that one says so."""
+    counts, sharpness, said = run(Late(size, frozen), 8)
+    large = size > 16
+    assert len(said) == large
+    assert sharpness[:4] == [0.0] * 4
+    assert (sharpness[4] > 0) == large
+    assert sharpness[5:] == [0.0] * 3
+    assert [after - before for before, after in itertools.pairwise(counts[4:])] == [1.0] * 3

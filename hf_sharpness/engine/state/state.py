@@ -130,13 +130,9 @@ class State:
         moment = Moment(self, None, large=not self.before)
         self._look_at_new(moment)
         if not self.before:
-            self._note_checksums(moment)
+            moment.tensors.note_checksums(whole=self.discovers)
         self.before.append(moment)
         return moment
-
-    def _note_checksums(self, moment: Moment) -> None:
-        if self.discovers:
-            moment.tensors.note_checksums()
 
     def _look_at_new(self, moment: Moment) -> None:
         """A step with frozen parameters that were not there (a teacher made on the way) is looked at closely, too."""
@@ -183,7 +179,7 @@ class State:
             moment.left_alone = flags
         self.note_gradients()
         self.after = Moment(self, first, large=True)
-        self._note_checksums(self.after)
+        self.after.tensors.note_checksums(whole=self.discovers)
         self.after.left_alone = flags.for_the_end()
         return self.after
 

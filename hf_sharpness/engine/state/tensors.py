@@ -1,8 +1,8 @@
 """Tensors that are none of the weights: the memory they are bound to, and those bytes of it that a pass may change.
 
 Bytes are copied of what is small, and of what a pass is known to write. Of everything else only the version is noted,
-which tells when it is written after all. Working on bytes serves every kind of tensor alike: expanded, of any type,
-made in inference mode, sharded, or resized by a pass.
+and on a CPU the sum of a few words, which tell when it is written after all. Working on bytes serves every kind of
+tensor alike: expanded, of any type, made in inference mode, sharded, or resized by a pass.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ SMALL = 2**16
 """Bytes of one tensor that are copied for every micro-batch without being known to change."""
 SMALL_IN_ALL = 2**22
 """Bytes of all such tensors."""
+SAMPLE = 64
+"""Words, spread over a tensor, that tell in every step whether it was written without its version showing it."""
 _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 Region = tuple[int, int, int]
@@ -75,11 +77,14 @@ class Watched:
         """Whether its memory has not been freed since."""
         return self.alias.untyped_storage().nbytes() >= self.region[2]
 
-    def checksum(self) -> Tensor:
-        """The sum of its bytes, or of its 8-byte words."""
+    def checksum(self, whole: bool) -> Tensor:
+        """The sum of its 8-byte words, or of its bytes: of all, or of SAMPLE of them, spread over it."""
         memory = self.bytes()
         words = memory.storage_offset() % 8 == 0 and memory.numel() % 8 == 0 and memory.data_ptr() % 8 == 0
-        return (memory.view(torch.int64) if words else memory).sum(dtype=torch.int64)
+        values = memory.view(torch.int64) if words else memory
+        if not whole:
+            values = values[:: -(-values.numel() // SAMPLE)]
+        return values.sum(dtype=torch.int64)
 
     def bytes(self) -> Tensor:
         """Its memory."""
@@ -125,18 +130,25 @@ class Tensors:
                 one.is_known |= watched.path in written
         chosen, room = [], SMALL_IN_ALL
         for watched in self.by_region.values():
-            is_small = watched.size <= min(SMALL, room) and not isinstance(watched.tensor, nn.Parameter)
+            is_small = watched.size <= min(SMALL, room)
             room -= watched.size if is_small else 0
             if is_small or (watched.is_known and (large or root_of(watched.path) in OF_A_MICRO_BATCH)):
                 chosen.append(watched)
         for watched, saved in zip(chosen, clone([w.bytes() for w in chosen]), strict=True):
             watched.saved = saved
         self.checksums: dict[Region, Tensor] = {}
+        self.are_whole = False
         self.sparse = [(t, t.detach().clone(), _version(t)) for _, t in found if _is_small_sparse(t)]
 
-    def note_checksums(self) -> None:
-        """Of what is not copied: kernels that do not say what they write show in them (NumPy, an extension's)."""
-        self.checksums = {region: w.checksum() for region, w in self.by_region.items() if w.saved is None}
+    def note_checksums(self, whole: bool) -> None:
+        """Of what is not copied: writes that no version tells of show in them (``.data``, NumPy's, an extension's).
+
+        Args:
+            whole: of all bytes; else of a few, and on a CPU only, where reading them waits for nothing.
+        """
+        self.are_whole = whole
+        left = {region: w for region, w in self.by_region.items() if w.saved is None}
+        self.checksums = {r: w.checksum(whole) for r, w in left.items() if whole or w.alias.device.type == "cpu"}
 
     def written_unseen(self) -> list[Watched]:
         """What was not copied and has been written since, as versions tell, and checksums where they were noted."""
@@ -145,7 +157,8 @@ class Tensors:
         left = [(w, before) for w, before in left if w.saved is None and not w.was_written and w.is_there]
         for device in {w.alias.device for w, _ in left}:
             here = [(w, before) for w, before in left if w.alias.device == device]
-            same = torch.stack([w.checksum() for w, _ in here]) == torch.stack([before for _, before in here])
+            now = torch.stack([w.checksum(self.are_whole) for w, _ in here])
+            same = now == torch.stack([before for _, before in here])
             found += [w for (w, _), is_same in zip(here, same.tolist(), strict=True) if not is_same]
         return found
 
