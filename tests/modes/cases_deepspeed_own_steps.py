@@ -100,7 +100,7 @@ def made_by(form: type, directory: Path, stage: int, accumulation: int, **argume
     return made
 
 
-@staged(*[f"{form}:{n}:{name}" for form in FORMS for n in (1, 2) for name in METHODS], "twice:2:sam-every-2nd")
+@staged(*[f"{form}:{n}:{name}" for form in FORMS for n in (1, 2) for name in METHODS], "twice:2:sam-between-of-3")
 def own_step(directory: Path, stage: int, variant: str) -> list[torch.Tensor]:
     form, accumulation, name = variant.split(":")
     made = made_by(FORMS[form], directory, stage, int(accumulation), **named(name).arguments())

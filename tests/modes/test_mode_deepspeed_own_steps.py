@@ -11,7 +11,7 @@ import torch
 from launch import Ranks
 from models import Batch, Net, classification, collate
 from reference import reference_run
-from specs_of_modes import ALTERNATING, BASE, MAX_NORM, joined, named, rank_batches, without_decay
+from specs_of_modes import BASE, BETWEEN_OF_3, MAX_NORM, joined, named, rank_batches, without_decay
 from torch import Tensor, nn
 
 Launcher = Callable[[str], Ranks]
@@ -59,7 +59,7 @@ def test_a_step_of_several_backward_passes(
 
 @by_stage
 def test_also_in_the_steps_of_the_base_optimizers_own(stage: int, ranks: Launcher) -> None:
-    name = ALTERNATING[0].name
+    name = BETWEEN_OF_3[0].name
     check(ranks(MODULE)[f"own_step-{stage}-twice:2:{name}"], name, 2, losses=with_memory)
 
 
