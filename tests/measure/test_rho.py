@@ -18,14 +18,14 @@ from reference import flat
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from hf_sharpness import SharpnessAware
+from hf_sharpness import SharpnessAware, Trainer, TrainingArguments
 from hf_sharpness.measure.rho_method import Plan, RhoRange
 from hf_sharpness.methods import METHODS, Method, RangeForm, register
 from hf_sharpness.methods.registry import unregister
 
 pytest.importorskip("pydantic")
 from hf_sharpness.measure import rho_cli, rho_report, rho_rules
-from hf_sharpness.measure.rho_run import CannotMeasure, Wish, plan_of, radii
+from hf_sharpness.measure.rho_run import CannotMeasure, Wish, plan_of, radii, range_test
 
 RADII = (0.01, 0.1, 1.0)
 PLAN = Plan(RADII, batches=2, warm_up=3)
@@ -231,13 +231,23 @@ def test_mistakes_are_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_options_of_the_training_say_nothing(tmp_path: Path) -> None:
+    """Which steps are sharpness-aware, and rho from step to step; they are as before afterwards."""
+    options = {"sam_start": 0.8, "sam_stop": 0.9, "sam_rho_schedule": "linear"}
+    args = TrainingArguments(str(tmp_path), optim="sam", max_steps=8, use_cpu=True, report_to="none", **options)
+    trainer = Trainer(model=Net(), args=args, train_dataset=classification(80, torch.float32))
+    record = range_test(trainer, Wish(RADII, batches=1, warm_up=2))
+    assert [entry["step"] for entry in record["looks"]] == [0, 1, 4, 5]
+    assert {name: getattr(args, name) for name in options} == options
+    assert args.optim == "sam"
+
+
 @pytest.mark.slow
 def test_the_command_on_a_script(tmp_path: Path) -> None:
     """The script is stopped after its warm-up: it evaluates nothing, and leaves nothing."""
     script = Path(__file__).parents[1] / "compare" / "script.py"
     options = ["--batches", "1", "--warm_up", "2", "--points", "3", "--output_dir", "out"]
-    own = ["--hidden", "4", "--sam_start", ".9", "--sam_rho_schedule", "lr"]  # say nothing here
-    command = [sys.executable, "-m", "hf_sharpness", "rho", "--script", str(script), *options, "--", *own]
+    command = [sys.executable, "-m", "hf_sharpness", "rho", "--script", str(script), *options, "--", "--hidden", "4"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "out" / "rho.json").read_text())
