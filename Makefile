@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO_ENV ?= .venv
 TEST_ENV ?= .venv-test
 
-.PHONY: test-libraries demo docs test test-all test-deepspeed test-oldest test-newest test-wheel lint clean
+.PHONY: test-libraries demo docs test test-all test-deepspeed test-deepspeed-all test-oldest test-newest test-wheel lint clean
 
 demo: $(DEMO_ENV)/.ready
 	$(DEMO_ENV)/bin/hf-sharpness train recipes/digits-vit.yaml
@@ -23,8 +23,11 @@ docs: $(TEST_ENV)/.ready
 	NO_MKDOCS_2_WARNING=1 $(TEST_ENV)/bin/python -m mkdocs build --strict
 
 test-deepspeed: $(TEST_ENV)/deepspeed/.ready
-	$(TEST_ENV)/deepspeed/bin/python -m pytest tests/modes/test_mode_deepspeed.py \
-		tests/modes/test_mode_deepspeed_own_steps.py
+	$(TEST_ENV)/deepspeed/bin/python -m pytest tests/modes/test_mode_deepspeed.py
+
+# With methods and training steps of the user's own: some minutes more.
+test-deepspeed-all: $(TEST_ENV)/deepspeed/.ready
+	$(TEST_ENV)/deepspeed/bin/python -m pytest tests/modes -k deepspeed
 
 test-wheel: $(TEST_ENV)/.ready
 	.ci/wheel $(TEST_ENV)
