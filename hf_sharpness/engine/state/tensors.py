@@ -130,7 +130,7 @@ class Tensors:
                 one.is_known |= watched.path in written
         chosen, room = [], SMALL_IN_ALL
         for watched in self.by_region.values():
-            is_small = watched.size <= min(SMALL, room)
+            is_small = watched.size <= min(SMALL, room) and not isinstance(watched.tensor, nn.Parameter)
             room -= watched.size if is_small else 0
             if is_small or (watched.is_known and (large or root_of(watched.path) in OF_A_MICRO_BATCH)):
                 chosen.append(watched)
