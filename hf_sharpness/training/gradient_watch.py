@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..engine import Engine
 from ..engine.earlier import Fingerprint
 from ..engine.for_a_while import leave, modes_on
 from ..engine.parallel import unreduced_gradients
@@ -42,6 +43,13 @@ class GradientWatch:
         self.unreduced = self._unreduced()
         self.noted: list[tuple[Tensor | None, object]] = []
         self.aliases: _Aliases | None = None
+
+    @classmethod
+    def of(cls, engine: Engine) -> GradientWatch:
+        """That of the gradients of an engine's model and base optimizer, which the user's code may change."""
+        model, weights = engine.model, engine.weights
+        parameters = {id(p): p for p in [*model.parameters(), *weights.parameters()] if p.requires_grad}
+        return cls(parameters.values(), model, weights.hidden_passes)
 
     def note(self, through_data: bool = True) -> None:
         """The gradients are watched from now on.

@@ -37,6 +37,7 @@ class Call:
         self.differs = False
         self.refusal: ValueError | None = None
         self.kept: Any = None
+        self.loss: Any = None
 
     @property
     def name(self) -> str:

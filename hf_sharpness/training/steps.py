@@ -22,6 +22,7 @@ from ..engine.state import copied
 from .accumulation import AccelerateState, micro_batches_of_a_step
 from .before import BeforeStep
 from .gradient_watch import GradientWatch
+from .lost import BackwardPasses, LostPass, leave_out
 from .outermost import Call, Step, within_a_callback
 from .parts import Examples, InnerStep, check_whole, examples, once_more
 from .replay import FirstPass
@@ -80,7 +81,10 @@ class Steps:
         self.number = self.engine.phase.number if self.number is None else self.number
         with self.guard.installed(self.engine.parameters(), self.trainer):
             try:
-                result = self._take(call)
+                try:
+                    result = self._take(call)
+                except LostPass:
+                    result = leave_out(self.engine, call)
                 if call.last:
                     with self.guard.watched(False):  # DeepSpeed has its optimizer step
                         self.engine.weights.step()
@@ -125,7 +129,7 @@ class Steps:
         self.calls.append(call)
         self.asked = False
         call.kept = copied(call.inputs)
-        self.gradients = self._watch()
+        self.gradients = GradientWatch.of(self.engine)
         self.gradients.note()
         result = call.run(call.inputs)
         differs = call.differs or call.inner_calls > 1 or self.gradients.changed()
@@ -156,12 +160,6 @@ class Steps:
         """Agree with the other ranks whether the step differs from its inner calls. They all ask equally often."""
         self.asked = True
         self.differs = any_rank(self.differs or differs, self.engine.weights.rank_groups(), self.trainer.args.device)
-
-    def _watch(self) -> GradientWatch:
-        """Of the gradients that the user's code may change."""
-        model, weights = self.engine.model, self.engine.weights
-        parameters = {id(p): p for p in [*model.parameters(), *weights.parameters()] if p.requires_grad}
-        return GradientWatch(parameters.values(), model, weights.hidden_passes)
 
     # The step as a whole.
 
@@ -208,7 +206,7 @@ class Steps:
             value = results[-1]
             return value if isinstance(value, Tensor) else torch.as_tensor(value, device=self.trainer.args.device)
 
-        self.gradients = self._watch()
+        self.gradients = GradientWatch.of(self.engine)
         self.gradients.note(through_data=False)
         with generation_refused(self.trainer.model, self._refuse_generation):
             self._record(first_pass, run, call, inputs)
@@ -266,15 +264,15 @@ class Steps:
     def _record(
         self, first_pass: FirstPass, run: Callable[[Any], Tensor], call: Call, inputs: Any, some: Examples | None = None
     ) -> Tensor:
-        passes = 0
+        passes = BackwardPasses(self.trainer.accelerator)
 
         def closure() -> Tensor:
-            nonlocal passes
-            passes += 1
-            if passes == 1:  # the Trainer counts it
-                with first_pass.recorded(), self.guard.watched():
-                    return run(inputs)
-            return once_more(self, call, first_pass, first_pass.inputs, lambda: run(first_pass.inputs_of_a_pass()))
+            if passes.first is None:  # the Trainer counts it
+                with first_pass.recorded(), self.guard.watched(), passes.compared():
+                    call.loss = run(inputs)
+                return call.loss
+            with passes.compared():
+                return once_more(self, call, first_pass, first_pass.inputs, lambda: run(first_pass.inputs_of_a_pass()))
 
         part = None
         if some is not None:
