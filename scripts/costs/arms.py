@@ -91,13 +91,14 @@ METHODS: dict[str, tuple[Callable[..., Any], int]] = {
     "SAM": (SAM, 1),
     "WSAM coupled": (lambda m, o, **k: WSAM(m, o, mode="coupled", **k), 1),
     "WSAM decoupled": (lambda m, o, **k: WSAM(m, o, mode="decoupled", **k), 1),
+    "WSAM preconditioned": (lambda m, o, **k: WSAM(m, o, mode="preconditioned", **k), 1),
     "XSAM, alpha fixed": (lambda m, o, **k: XSAM(m, o, alpha=1.2, **k), 1),
     "ASAM": (lambda m, o, **k: SAM(m, o, rho=0.5, adaptive=True, **k), 1),
     "SAM, 2 steps": (lambda m, o, **k: SAM(m, o, steps=2, **k), 2),
     "XSAM, searching": (lambda m, o, **k: XSAM(m, o, refresh=1, **k), 1),
 }
 """How a plain loop makes each, and how many further passes it has."""
-MAIN = list(METHODS)[:4]
+MAIN = list(METHODS)[:5]
 CHEAPER: dict[str, dict[str, Any]] = {
     "SAM, fraction 1/4": {"fraction": 0.25},
     "SAM, norms only": {"target_modules": "norm"},

@@ -19,6 +19,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "SAM": {"optim": "sam"},
     "WSAM coupled": {"optim": "wsam", "wsam_mode": "coupled"},
     "WSAM decoupled": {"optim": "wsam", "wsam_mode": "decoupled"},
+    "WSAM preconditioned": {"optim": "wsam", "wsam_mode": "preconditioned"},
     "XSAM, alpha fixed": {"optim": "xsam", "xsam_alpha": 1.2},
 }
 

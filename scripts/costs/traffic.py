@@ -22,6 +22,7 @@ LEAST = {
     "SAM": ("read g for its norm 1, copy w 2, w += c g 3, put back 2", 8),
     "WSAM coupled": ("SAM's 8, h = (1 - a) g + a g_s 3", 11),
     "WSAM decoupled": ("SAM's 8, g_s - g 3, w -= c (g_s - g) 3", 14),
+    "WSAM preconditioned": ("SAM's 8, g_s - g 3, w -= c (g_s - g) / (sqrt(v) + eps) 4", 15),
     "XSAM, alpha fixed": ("SAM's 8, norm of g_s 1, angle to g 2, h = c0 g + c1 g_s 3", 14),
 }
 """What an update must read and write besides its passes and the base optimizer's step, in units of the weights."""
