@@ -18,11 +18,10 @@ from own_steps_by_hand import CASES, by_hand
 
 Launcher = Callable[[str], Ranks]
 MODULE = "cases_own_steps"
-by_method = pytest.mark.parametrize("name", ["sam", "wsam-coupled", "wsam-decoupled"])
+TURNS = [(2, "sam"), (2, "wsam-coupled"), (2, "wsam-decoupled"), (1, "sam")]
 
 
-@by_method
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(("accumulation", "name"), TURNS)
 @pytest.mark.parametrize("form", ["Before", "Twice", "Own", "Masked", "Extra"])
 def test_ddp(form: str, accumulation: int, name: str, ranks: Launcher) -> None:
     first, second = ranks(MODULE)[f"ddp_whole-{form}:{accumulation}:{name}"]
@@ -32,7 +31,7 @@ def test_ddp(form: str, accumulation: int, name: str, ranks: Launcher) -> None:
     torch.testing.assert_close(torch.stack(first), torch.stack(expected), rtol=1e-9, atol=1e-9)
 
 
-@by_method
+@pytest.mark.parametrize("name", ["wsam-coupled", "wsam-decoupled"])
 @pytest.mark.parametrize("form", ["once", "own", "twice", "edited"])
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
 def test_llama(wrapper: str, form: str, name: str, ranks: Launcher) -> None:

@@ -14,15 +14,15 @@ from trainer_updates import SCHEDULE, assert_same, counting_targets, every_metho
 @pytest.mark.parametrize("base", BASES, ids=str)
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_every_method_on_every_base(spec: Spec, base: Base, train: Any) -> None:
-    """Warm-up, linear schedule, clipping, weight decay, accumulation with a short last step; four epochs."""
+    """Warm-up, linear schedule, clipping, weight decay, accumulation with a short last step; two epochs."""
     model, items = Net().double(), classification(64)
-    steps = steps_of(items, 4, accumulation=2, epochs=4)
+    steps = steps_of(items, 4, accumulation=2, epochs=2)
     run = train(
         model,
         items,
         **spec.arguments() | base.arguments() | SCHEDULE,
         max_grad_norm=0.5,
-        num_train_epochs=4,
+        num_train_epochs=2,
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,
     )
