@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,63 @@ def test_a_rank_correlation(scripts: Any) -> None:
 
     runs = [{"arm": str(n // 2), "sharpness": n**2, "metric": -n} for n in range(10)]
     assert sharpness_and_gap.correlation(runs, "sharpness", "metric", draws=50)[0] == pytest.approx(-1.0)
+
+
+RUN = {"stage": "final", "measures": {"nll": 1.0, "train_loss": 0.4, "generalisation_gap": 0.6, "sharpness": 0.02}}
+
+
+def sweep(folder: Path, accuracies: dict[str, list[float]], arguments: dict[str, dict[str, Any]]) -> Path:
+    """A results.json with as much as the scripts read."""
+    arms = [{"name": name, "kind": "base" if name == "base" else "sharpness"} for name in accuracies]
+    arms = [{**arm, "arguments": arguments.get(arm["name"], {"optim": "sgd"})} for arm in arms]
+    runs = [
+        {**RUN, "arm": name, "test": {"accuracy": value}, "seed": seed}
+        for name, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+    folder.mkdir()
+    content = {"plan": {"metric": "accuracy", "arms": arms}, "runs": runs}
+    (folder / "results.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def test_curves_of_a_sweep(scripts: Any, tmp_path: Path) -> None:
+    """Sharpness weighs gamma / (1 - gamma) in WSAM's objective, 1 in SAM's."""
+    import sweep_curves
+
+    arguments = {
+        "coupled": {"optim": "wsam", "wsam_mode": "coupled", "wsam_gamma": 0.8, "sam_rho": 0.05},
+        "sam-1": {"optim": "sam", "sam_rho": 0.1},
+        "sam-2": {"optim": "sam", "sam_rho": 0.2},
+        "late": {"optim": "sam", "sam_rho": 0.3, "sam_start": 0.5},
+    }
+    values = [0.5, 0.6, 0.7]
+    folder = sweep(tmp_path / "study", dict.fromkeys(("base", *arguments), values), arguments)
+    rows = {row.split(" | ")[0]: row.split(" | ")[1:] for row in sweep_curves.table(folder).splitlines()}
+    assert rows["| coupled"] == ["60.0 ± 10.0", "1.00", "0.4", "0.6", "0.02", "0.08 |"]
+    assert rows["| sam-1"][-1] == "0.02 |"
+    assert rows["| base"][-1] == " |"
+    lines = sweep_curves._lines(sweep_curves.points_of(folder), "sam_rho")
+    assert {name: [point.name for point in line] for name, line in lines.items()} == {"sam": ["sam-1", "sam-2"]}
+    sweep_curves.picture([folder], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_the_range_test_beside_a_grid(scripts: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import rho_rules
+
+    arguments = {f"sam-{rho}": {"optim": "sam", "base_optim": "sgd", "sam_rho": rho} for rho in (0.01, 0.1)}
+    accuracies = {"base": [0.5, 0.6], "sam-0.01": [0.5, 0.6], "sam-0.1": [0.8, 0.9]}
+    folder = sweep(tmp_path / "grid", accuracies, arguments)
+    # The step has changed by a quarter at rho .01 already, and the gradient has turned away at 1.
+    points = [(0.01, 1.01, 0.9), (0.1, 1.1, 0.5), (1.0, 1.3, 0.1)]
+    radii = [{"rho": rho, "loss": loss, "cosine": cosine, "grad_norm": 1.0} for rho, loss, cosine in points]
+    look = {"when": "after", "adaptive": False, "loss": 1.0, "grad_norm": 1.0, "slope": 1.0, "length": 1.0}
+    (tmp_path / "rho.json").write_text(json.dumps({"looks": [{**look, "weight_norm": 10.0, "radii": radii}]}))
+    rho_rules.main([f"{tmp_path}={folder}"])
+    printed = capsys.readouterr().out
+    assert "| grid | 55.0 | 0.1: 85.0 | 0.1 | 0.01 .. 0.1 | yes |" in printed
+    assert "| ||delta|| = 0.01 x ||w|| | 0.1 (1 x) |" in printed
 
 
 @pytest.mark.slow
