@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ _OTHERS = {
     "xsam_alpha",
     "xsam_alpha_max",
 }
+_COLUMNS = 3
 HEADER = ("arm", "accuracy", "test loss", "training loss", "gap", "sharpness", "weighted sharpness")
 
 
@@ -79,34 +81,37 @@ def table(folder: Path) -> str:
 
 
 def picture(folders: list[Path], path: Path) -> None:
-    """A column for each study: accuracy along rho above, along gamma below; the grey band is the base optimizer's."""
+    """Accuracy along rho and gamma, a panel for each study that varies it; the grey band is the base optimizer's."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, len(folders), figsize=(3.2 * len(folders), 6), squeeze=False, layout="constrained")
-    for column, folder in zip(axes.T, folders, strict=True):
+    panels = [(folder, argument) for argument in ("sam_rho", "wsam_gamma") for folder in folders]
+    panels = [(folder, argument) for folder, argument in panels if _lines(points_of(folder), argument)]
+    rows = math.ceil(len(panels) / _COLUMNS)
+    size = (3.4 * min(len(panels), _COLUMNS), 3.1 * rows)
+    figure, axes = plt.subplots(rows, min(len(panels), _COLUMNS), figsize=size, squeeze=False, layout="constrained")
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for ax, (folder, argument) in zip(axes.flat, panels, strict=False):
         points = points_of(folder)
         base = next(point.values for point in points if point.name == "base")
-        for ax, argument in zip(column, ("sam_rho", "wsam_gamma"), strict=True):
-            ax.axhspan(base.min(), base.max(), color="0.88", zorder=0)
-            ax.axhline(base.mean(), color="0.5", lw=1, zorder=1)
-            for name, line in _lines(points, argument).items():
-                line.sort(key=lambda point: point.arguments[argument])
-                along = [point.arguments[argument] for point in line]
-                means = [point.values.mean() for point in line]
-                around = [[m - p.values.min() for m, p in zip(means, line, strict=True)]]
-                around += [[p.values.max() - m for m, p in zip(means, line, strict=True)]]
-                ax.errorbar(along, means, around, marker="o", ms=4, lw=1.4, capsize=2, label=name)
-            ax.set_xlabel(argument.partition("_")[2])
-            ax.grid(alpha=0.3)
-            if ax.has_data() and ax.get_legend_handles_labels()[0]:
-                ax.legend(fontsize=7)
-        column[0].set_xscale("log")
-        column[0].set_title(folder.name, fontsize=9)
-    for ax in axes[:, 0]:
+        ax.axhspan(base.min(), base.max(), color="0.88", zorder=0)
+        ax.axhline(base.mean(), color="0.5", lw=1, zorder=1)
+        for name, line in _lines(points, argument).items():
+            line.sort(key=lambda point: point.arguments[argument])
+            along = [point.arguments[argument] for point in line]
+            means = np.array([point.values.mean() for point in line])
+            lowest, highest = (np.array([of(point.values) for point in line]) for of in (np.min, np.max))
+            around = [means - lowest, highest - means]
+            ax.errorbar(along, means, around, marker="o", ms=4, lw=1.4, capsize=2, label=name)
+        ax.set_xscale("log" if argument == "sam_rho" else "linear")
+        ax.set_xlabel(argument.partition("_")[2])
         ax.set_ylabel("test accuracy, %")
+        ax.set_title(folder.name, fontsize=9)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=7)
     figure.savefig(path, dpi=110)
 
 
