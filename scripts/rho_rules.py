@@ -6,6 +6,7 @@ python scripts/rho_rules.py RANGE=SWEEP ...      # a folder with rho.json, and o
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from sweep_curves import Point, points_of
 
-from hf_sharpness.measure.rho_rules import candidates, forms, suggest
+from hf_sharpness.measure.rho_rules import candidates, forms, range_of
 
 FACTOR = 2.0
 """A rule that is to be relied on lies within this factor of the best rho, whatever the task."""
@@ -46,7 +47,7 @@ def main(pairs: list[str]) -> None:
         rho = best.arguments["sam_rho"]
         noise = np.sqrt(np.mean([point.values.var(ddof=1) for point in arms]))
         near = [f"{p.arguments['sam_rho']:g}" for p in arms if p.values.mean() >= best.values.mean() - noise]
-        found = suggest(looks(Path(range_folder)), form, adaptive=False)
+        found = range_of(looks(Path(range_folder)), form, adaptive=False)
         text = f"{found.low:.2g} .. {found.high:.2g}" if found.is_one else f"none: {found.why_not}"
         holds = "" if not found.is_one else "yes" if found.low <= rho <= found.high else "no"
         name = Path(sweep).name
@@ -57,8 +58,9 @@ def main(pairs: list[str]) -> None:
         for row in candidates(looks(Path(range_folder))):
             cell = "" if row["rho"] is None else f"{row['rho']:.2g} ({row['rho'] / rho:.2g} x)"
             rows.setdefault(row["rule"], []).append(cell)
-        middle = "" if found.middle is None else f"{found.middle:.2g} ({found.middle / rho:.2g} x)"
-        rows.setdefault("middle of the range test", []).append(middle)
+        middle = math.sqrt(found.low * found.high) if found.is_one and found.low and found.high else None
+        cell = "" if middle is None else f"{middle:.2g} ({middle / rho:.2g} x)"
+        rows.setdefault("middle of the range test", []).append(cell)
     print(f"\n| rule | {' | '.join(Path(pair.partition('=')[2]).name for pair in pairs)} |")
     print("| --- " * (len(pairs) + 1) + "|")
     for rule, cells in rows.items():

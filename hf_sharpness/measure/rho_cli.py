@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "       hf-sharpness rho --script SCRIPT [options] -- SCRIPT ARGUMENTS",
         description="A range test for rho, as learning-rate finders make one: how the loss and its gradient change "
         "with the length of the perturbation, on real batches, before and after a short plain warm-up.",
-        epilog="docs/rho.md says what is measured and what the suggestion is worth.",
+        epilog="docs/rho.md says what is measured and what the ranges are worth.",
         allow_abbrev=False,
     )
     add = parser.add_argument

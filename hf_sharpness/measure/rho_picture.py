@@ -1,4 +1,4 @@
-"""`rho.png`: what a range test saw over rho, in SAM's and in ASAM's metric, with the suggested range."""
+"""`rho.png`: what a range test saw over rho, in SAM's and in ASAM's metric, and where steps are sharpness-aware."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def draw(record: dict[str, Any], path: Path) -> Path:
         for formatter in (loss.yaxis.set_major_formatter, loss.yaxis.set_minor_formatter):
             formatter(_plain)
         angle.set(ylim=(-1.05, 1.05), ylabel="cosine of g and g_s", xlabel="rho")
-        suggested = [item for item in found if item.adaptive == adaptive]
-        range_ = suggested[0]
+        shown = [item for item in found if item.adaptive == adaptive]
+        range_ = shown[0]
         if range_.is_one:
-            words = f"suggested for {range_.form}: {range_.low:.2g} - {range_.high:.2g}; stopped: {range_.high_reason}"
+            words = f"{range_.form} acts from {range_.low:.2g} to {range_.high:.2g}; stopped: {range_.high_reason}"
         else:
-            words = f"no suggestion: {range_.why_not}"
+            words = f"no range: {range_.why_not}"
         sharpness.set_title("\n".join([title, *textwrap.wrap(words, 76)]), fontsize=9)
         for axis in (sharpness, loss, angle):
             if range_.is_one:
                 axis.axvspan(range_.low, range_.high, color=_RANGE, alpha=0.12, linewidth=0)
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
-        for height, item in zip(np.linspace(-0.89, -0.55, len(suggested))[::-1], suggested, strict=True):
+        for height, item in zip(np.linspace(-0.89, -0.55, len(shown))[::-1], shown, strict=True):
             _bar(angle, item, float(height))
         sharpness.legend(frameon=False, fontsize=8, loc="lower right")
     figure.suptitle(
@@ -91,6 +91,5 @@ def _bar(axis: Any, found: Any, height: float) -> None:
     name = found.form.partition(",")[0]
     if found.is_one:
         axis.plot([found.low, found.high], [height, height], color=_RANGE, linewidth=3, solid_capstyle="butt")
-        axis.plot(found.middle, height, marker="o", color=_RANGE, markersize=5)
-    words = name if found.is_one else f"{name}: no suggestion"
+    words = name if found.is_one else f"{name}: no range"
     axis.text(0.01, height, words, transform=axis.get_yaxis_transform(), fontsize=7.5, va="center")

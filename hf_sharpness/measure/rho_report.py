@@ -24,7 +24,7 @@ from .rho_rules import (
     candidates,
     curve,
     forms,
-    suggest,
+    range_of,
 )
 
 METRICS = {False: "SAM", True: "ASAM (sam_adaptive)"}
@@ -35,7 +35,7 @@ RULES = {
         f"the weights and up the slope is below {LEAST_COSINE:g}, the rise (once above {HILL:g} of the loss) falls "
         f"below {PEAK:g} of its highest, or something is not finite"
     ),
-    "no suggestion": (
+    "no range": (
         "an end is missing, the ends lie the wrong way round, nothing stops the test within the grid, or the upper "
         f"ends of more than {DISAGREE:g} of the batches lie farther than {SPREAD:g} x from the median"
     ),
@@ -48,21 +48,20 @@ def looks_of(record: dict[str, Any], when: str, adaptive: bool) -> list[dict[str
 
 
 def judged(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with what the rules make of it: `suggestions` and `candidates`, of the time after the warm-up."""
-    suggestions, rows = [], []
+    """The record with what the rules make of it: `ranges` and `candidates`, of the time after the warm-up."""
+    found, rows = [], []
     for adaptive in METRICS:
         looks = looks_of(record, "after", adaptive)
         for form in forms():
-            found = suggest(looks, form, adaptive)
-            suggestions.append({**dataclasses.asdict(found), "middle": found.middle})
+            found.append(dataclasses.asdict(range_of(looks, form, adaptive)))
         rows += [{**row, "adaptive": adaptive} for row in candidates(looks)]
-    return {**record, "rules": RULES, "suggestions": suggestions, "candidates": rows}
+    return {**record, "rules": RULES, "ranges": found, "candidates": rows}
 
 
 def ranges(record: dict[str, Any]) -> list[Range]:
-    """The suggestions of a judged record."""
+    """The ranges of a judged record."""
     names = [field.name for field in dataclasses.fields(Range)]
-    return [Range(**{name: entry[name] for name in names}) for entry in record["suggestions"]]
+    return [Range(**{name: entry[name] for name in names}) for entry in record["ranges"]]
 
 
 def write_json(record: dict[str, Any], path: Path) -> None:
@@ -79,7 +78,7 @@ def _finite(value: Any) -> Any:
 
 
 def text(record: dict[str, Any]) -> str:
-    """Tables, suggestions and candidates."""
+    """Tables, ranges and candidates."""
     lines = [
         f"range test of {record['name']}: {record['base_optim']}, learning rate {record['learning_rate']:g}, batches "
         f"of {record['batch_size']}, {record['batches']} of them before and after {record['warm_up']} plain steps"
@@ -87,14 +86,14 @@ def text(record: dict[str, Any]) -> str:
     for adaptive, title in METRICS.items():
         lines += ["", f"{title}, after the warm-up (medians over {record['batches']} batches)"]
         lines += _table(looks_of(record, "after", adaptive))
-    lines += ["", "suggested rho"]
+    lines += ["", "where steps are sharpness-aware (no advice: the best rho was often below, docs/rho.md)"]
     for found in ranges(record):
         name = f"  {'ASAM metric, ' if found.adaptive else ''}{found.form}: "
         if found.is_one:
-            lines.append(f"{name}{found.low:.2g} - {found.high:.2g}, begin at {found.middle:.2g}")
+            lines.append(f"{name}{found.low:.2g} - {found.high:.2g}")
             lines.append(f"      from below: {found.low_reason}; stopped above: {found.high_reason}")
         else:
-            lines.append(f"{name}no suggestion: {found.why_not}")
+            lines.append(f"{name}nowhere: {found.why_not}")
     lines += ["", "what other rules would choose (none of them is proven to choose well)"]
     rows = record["candidates"]
     for row in rows[: len(rows) // 2]:

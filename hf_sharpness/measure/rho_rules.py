@@ -1,4 +1,4 @@
-"""From a range test to a suggested range of rho, with the reason for either end, and to other rules' candidates."""
+"""From a range test to the rho at which steps are sharpness-aware, and why not beyond; other rules' candidates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPREAD = 5.0
 DISAGREE = 0.3
 """Where more than this share of the batches does, they agree on no range."""
 END = "the grid ends"
-"""Stops every test that nothing else stops: no reason for a suggestion."""
+"""Stops every test that nothing else stops: no reason to end a range."""
 
 
 UP_THE_SLOPE = RangeForm("the gradient up the slope")
@@ -70,7 +70,7 @@ def curve(look: dict[str, Any], form: RangeForm) -> Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """A suggested range, or none.
+    """Where a method's steps are sharpness-aware, or nowhere.
 
     Args:
         form: the method.
@@ -79,7 +79,7 @@ class Range:
         high: the largest before the test stops; None.
         low_reason: what is reached at `low`.
         high_reason: what happened above `high`.
-        why_not: why there is no suggestion; empty where there is one.
+        why_not: why there is no range; empty where there is one.
     """
 
     form: str
@@ -92,13 +92,8 @@ class Range:
 
     @property
     def is_one(self) -> bool:
-        """Whether there is a suggestion."""
+        """Whether there is a range."""
         return not self.why_not
-
-    @property
-    def middle(self) -> float | None:
-        """The geometric mean of the ends: where to begin."""
-        return math.sqrt(self.low * self.high) if self.is_one and self.low and self.high else None
 
 
 def ends(line: Curve) -> tuple[float | None, float | None, str]:
@@ -121,7 +116,7 @@ def ends(line: Curve) -> tuple[float | None, float | None, str]:
     return low, high, END
 
 
-def suggest(looks: Sequence[dict[str, Any]], form: RangeForm, adaptive: bool) -> Range:
+def range_of(looks: Sequence[dict[str, Any]], form: RangeForm, adaptive: bool) -> Range:
     """The range of a method, from the batches measured after the warm-up: the median of their ends.
 
     Args:

@@ -111,13 +111,13 @@ SAM, COUPLED, XSAM = (RangeForm("one"), RangeForm("half as much again", weight=1
 )
 def test_where_the_range_ends_and_why(batch: Any, high: float, reason: str) -> None:
     """A grid of eight radii a decade: the end is at most one of them below. The effect begins at .025 or before."""
-    found = rho_rules.suggest([batch] * 3, SAM, False)
+    found = rho_rules.range_of([batch] * 3, SAM, False)
     step = 10 ** (5 / 40)
     assert found.is_one
     assert high / step <= found.high <= high
     assert 0.012 < found.low <= 0.025 * step
     assert reason in found.high_reason
-    assert found.low < found.middle < found.high
+    assert found.low < found.high
 
 
 def test_the_forms_are_those_that_the_methods_declare() -> None:
@@ -145,8 +145,8 @@ def test_the_forms_are_those_that_the_methods_declare() -> None:
 
 def test_methods_differ_in_what_they_add_and_how_far_they_look() -> None:
     batch, step = look(lambda rho: 4 * rho), 10 ** (5 / 40)
-    assert 0.025 / 1.5 <= rho_rules.suggest([batch], COUPLED, False).low <= 0.025 / 1.5 * step
-    assert 0.25 / step <= rho_rules.suggest([batch], XSAM, False).high <= 0.25  # it looks at 2 rho
+    assert 0.025 / 1.5 <= rho_rules.range_of([batch], COUPLED, False).low <= 0.025 / 1.5 * step
+    assert 0.25 / step <= rho_rules.range_of([batch], XSAM, False).high <= 0.25  # it looks at 2 rho
 
 
 @pytest.mark.parametrize(
@@ -160,10 +160,10 @@ def test_methods_differ_in_what_they_add_and_how_far_they_look() -> None:
     ],
     ids=["effect", "too-far", "endless", "order", "disagree"],
 )
-def test_where_there_is_no_suggestion_it_says_why(batches: Any, reason: str) -> None:
-    found = rho_rules.suggest(batches, SAM, False)
+def test_where_there_is_no_range_it_says_why(batches: Any, reason: str) -> None:
+    found = rho_rules.range_of(batches, SAM, False)
     assert reason in found.why_not
-    assert found.middle is None
+    assert not found.is_one
 
 
 def test_candidates_are_closed_forms() -> None:
@@ -203,7 +203,7 @@ def test_the_command_on_a_recipe(tmp_path: Path, monkeypatch: Any, capsys: Any) 
     assert Path("out/rho.png").read_bytes()[:4] == b"\x89PNG"
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
     shown = capsys.readouterr().out
-    assert "suggested rho" in shown
+    assert "where steps are sharpness-aware" in shown
     assert "LE-SAM" in shown
     assert "rhorange" not in METHODS
 
