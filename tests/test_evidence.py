@@ -100,7 +100,8 @@ def test_the_range_test_beside_a_grid(scripts: Any, tmp_path: Path, capsys: pyte
     rho_rules.main([f"{tmp_path}={folder}"])
     printed = capsys.readouterr().out
     assert "| grid | 55.0 | 0.1: 85.0 | 0.1 | 0.01 .. 0.1 | yes |" in printed
-    assert "| ||delta|| = 0.01 x ||w|| | 0.1 (1 x) |" in printed
+    assert "within a factor 2 on all: cosine of g and g_s = 0.5, ||delta|| = 0.01 x ||w||" in printed
+    assert r"| \|\|delta\|\| = 0.01 x \|\|w\|\| | 1 |" in printed
 
 
 @pytest.mark.slow
