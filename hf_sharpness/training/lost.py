@@ -65,15 +65,12 @@ class BackwardPasses:
             raise LostPass
 
 
-def leave_out(engine: Engine, call: Call) -> Any:
-    """Leave the optimizer step out, a pass of which was lost.
+def tell_left_out(engine: Engine, call: Call) -> None:
+    """Warn that the optimizer step is left out, a pass of which was lost.
 
     Args:
         engine: takes the step.
         call: the micro-batch whose pass it was.
-
-    Returns:
-        The loss of its first pass.
 
     Raises:
         RuntimeError: other micro-batches or ranks go on with the step.
@@ -82,8 +79,3 @@ def leave_out(engine: Engine, call: Call) -> Any:
     if not call.last or weights.rank_groups() or not weights.gradients_are_visible:
         raise RuntimeError(CANNOT.format(where=call.name)) from None
     warnings.warn(LEFT_OUT.format(where=call.name), stacklevel=2)
-    engine.abort()
-    engine.metrics = {}
-    for parameter in engine.parameters():
-        parameter.grad = None
-    return call.loss

@@ -22,7 +22,7 @@ from ..engine.state import copied
 from .accumulation import AccelerateState, micro_batches_of_a_step
 from .before import BeforeStep
 from .gradient_watch import GradientWatch
-from .lost import BackwardPasses, LostPass, leave_out
+from .lost import BackwardPasses, LostPass, tell_left_out
 from .outermost import Call, Step, within_a_callback
 from .parts import Examples, InnerStep, check_whole, examples, once_more
 from .replay import FirstPass
@@ -84,7 +84,11 @@ class Steps:
                 try:
                     result = self._take(call)
                 except LostPass:
-                    result = leave_out(self.engine, call)
+                    tell_left_out(self.engine, call)
+                    self._skip()
+                    for parameter in self.engine.parameters():
+                        parameter.grad = None
+                    result = call.loss
                 if call.last:
                     with self.guard.watched(False):  # DeepSpeed has its optimizer step
                         self.engine.weights.step()
