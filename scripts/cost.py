@@ -115,7 +115,7 @@ def main() -> None:
     most = max(args.micro_batches, *(CUTS if "micro-batches" in args.only else (1,)))
     if setting.subject.batch % most:
         parser.error(f"--batch {setting.subject.batch} cannot be cut into {most} micro-batches: take a multiple of it")
-    weights = sum(p.numel() for p in setting.subject.model(torch.device("cpu")).parameters()) / 1e6
+    weights = sum(p.numel() for p in setting.subject.model(torch.device("meta")).parameters()) / 1e6
     print(f"{report.where(device)}; {setting.subject.describe}, {weights:.1f} million weights", end="")
     print(f"{', bf16 autocast' if args.bf16 else ''}; {clock_for(device)[1]}, {args.rounds} rounds\n")
     panels = []

@@ -18,20 +18,26 @@ from pathlib import Path
 
 import torch
 import transformers
-from gpu import modes
-from gpu.costs import costs
+from gpu import exact, guard, modes
 from gpu.training import Row
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu.md"
 
 CHECKS: dict[str, Callable[[], Iterator[Row]]] = {
+    "cpu": exact.against_cpu,
+    "masks": exact.masks,
+    "bases": exact.bases,
+    "measure": exact.measured,
+    "zero": guard.stock_at_zero,
+    "quiet": guard.quiet,
+    "heard": guard.heard,
+    "memory": guard.out_of_memory,
     "fp16": lambda: modes.mixed_precision("fp16"),
     "bf16": lambda: modes.mixed_precision("bf16"),
     "overflow": modes.overflow,
     "compile": modes.compiled,
     "syncs": modes.synchronisations,
     "fsdp2": modes.fsdp2,
-    "costs": costs,
 }
 
 

@@ -33,7 +33,8 @@ class Subject:
     def model(self, device: torch.device) -> nn.Module:
         """The model on the device, in training mode."""
         torch.manual_seed(0)
-        return self.make().to(device).train()
+        with device:
+            return self.make().train()
 
     def examples(self, number: int) -> list[dict[str, Any]]:
         """That many examples, each with a label, the same in every call."""

@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from .training import METHODS, Row, Watch, distance, flat, network, run
+from .training import METHODS, Count, Row, Watch, distance, even, flat, judged, network, run
 
 SCRIPT = Path(__file__).resolve().parents[1] / "gpu_checks.py"
 
@@ -25,20 +25,18 @@ def mixed_precision(kind: str) -> Iterator[Row]:
     stock = distance(run(None, **sgd, **{kind: True}), run(None, **sgd), start)
     for name, method in METHODS.items():
         ours = distance(run(method, **sgd, **{kind: True}), run(method, **sgd), start)
-        yield f"`--{kind}` against float32", name, f"distance {ours:.1e} of the way (stock {stock:.1e})"
+        yield f"`--{kind}` against float32", name, f"{judged(ours, 5 * stock)} (stock {stock:.1e})"
 
 
 def overflowing(numbers: set[int]) -> Callable[[nn.Module], None]:
     """Makes backward number n of the classifier's input overflow, for n in `numbers`."""
 
     def attach(model: nn.Module) -> None:
-        seen = [0]
+        passes = Count()
 
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            if output.requires_grad:
-                seen[0] += 1
-                if seen[0] in numbers:
-                    output.register_hook(lambda g: g * float("inf"))
+            if output.requires_grad and passes.next() in numbers:
+                output.register_hook(lambda g: g * float("inf"))
 
         model.classifier.register_forward_hook(hook)
 
@@ -57,7 +55,7 @@ def overflow() -> Iterator[Row]:
         stock = watched(None, {6}, base)  # two micro-batches a step: the last of the third
         for name, method in METHODS.items():
             for where, numbers in {"ascent": {10}, "replay": {12}}.items():  # two passes of two micro-batches a step
-                ours = watched(method, numbers, base)
+                ours = watched({**method, **even(name)}, numbers, base)
                 same = (ours.skipped, ours.scales, ours.rates) == (stock.skipped, stock.scales, stock.rates)
                 untouched = torch.equal(ours.weights[1], ours.weights[2])
                 finite = bool(ours.weights[-1].isfinite().all())
@@ -73,7 +71,7 @@ def compiled() -> Iterator[Row]:
     for name, method in METHODS.items():
         torch._dynamo.reset()
         off = distance(run(method, **sgd, torch_compile=True), run(method, **sgd), start)
-        yield "torch.compile (inductor), bf16 off", name, f"distance {off:.1e} of the way"
+        yield "torch.compile (inductor), float32, against eager", name, judged(off, 1e-3)
 
 
 class Syncs(transformers.TrainerCallback):
@@ -122,5 +120,5 @@ def fsdp2_rank() -> None:
     for name, method in METHODS.items():
         reference = run(method, **sgd)
         off = distance(run(method, **sgd, fsdp=True, fsdp_config=dict(wrapping)), reference, start)
-        print(f"ROW FSDP2 by Accelerate, one GPU, against DDP | {name} | distance {off:.1e} of the way", flush=True)
+        print(f"ROW FSDP2 by Accelerate, one GPU, against DDP | {name} | {judged(off, 1e-4)}", flush=True)
     torch.distributed.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import tempfile
 from typing import Any
 
@@ -19,6 +20,10 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 Row = tuple[str, str, str]
 """What was run, with which method, and what came out."""
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""The tests run what they can of this on a CPU."""
+draws: Any = torch.cuda if DEVICE == "cuda" else torch.random
+"""Where the device's random numbers come from."""
 
 
 def network(dropout: float = 0.0, width: int = 64, layers: int = 2) -> nn.Module:
@@ -70,9 +75,10 @@ def run(
     method: dict[str, Any] | None,
     model: nn.Module | None = None,
     watch: transformers.TrainerCallback | None = None,
+    data: list[dict[str, Any]] | None = None,
     **arguments: Any,
 ) -> Any:
-    """Train; the callback that watched. Without a method it is transformers' own Trainer."""
+    """Train; the callback that watched. Without a method it is transformers' own Trainer, without data `items`."""
     library = transformers if method is None else hf_sharpness
     watch = watch or Watch()
     defaults = {
@@ -89,9 +95,9 @@ def run(
     }
     base = {"base_optim" if method is not None else "optim": arguments.pop("base", "adamw_torch")}
     with tempfile.TemporaryDirectory() as folder:
-        args = library.TrainingArguments(output_dir=folder, **defaults | base | arguments | (method or {}))
+        args = library.TrainingArguments(output_dir=folder, **defaults | base | (method or {}) | arguments)
         model = model if model is not None else network()
-        trainer = library.Trainer(model, args, train_dataset=items(), callbacks=[watch])
+        trainer = library.Trainer(model, args, train_dataset=data or items(), callbacks=[watch])
         watch.trainer = trainer
         trainer.train()
     return watch
@@ -101,3 +107,25 @@ def distance(ours: Any, reference: Any, start: Tensor) -> float:
     """How far apart two runs end, over the way that the weights went."""
     way = (reference.weights[-1] - start).norm()
     return float((ours.weights[-1] - reference.weights[-1]).norm() / way)
+
+
+def even(name: str) -> dict[str, Any]:
+    """What gives a method's every step two passes: none to check them, and no search."""
+    return {"sam_check": "off"} | ({"xsam_alpha": 1.2} if name == "XSAM" else {})
+
+
+class Count:
+    """Counts passes, further ones too: what holds a lock is not put back between them (docs/repeated-passes.md)."""
+
+    def __init__(self) -> None:
+        self.seen: queue.Queue[None] = queue.Queue()
+
+    def next(self) -> int:
+        self.seen.put(None)
+        return self.seen.qsize()
+
+
+def judged(off: float, limit: float) -> str:
+    """A distance in words; one beyond the limit is a failure."""
+    words = "bit for bit" if off == 0 else f"distance {off:.1e} of the way"
+    return words if off <= limit else f"FAILED: {words}, more than {limit:g}"
