@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 from transformers import TrainerCallback
 
 SWA_SHARE = 0.25
@@ -43,10 +43,25 @@ class Averaging(TrainerCallback):
 
 
 def _average(variant: str, model: nn.Module, steps: int) -> AveragedModel:
-    if variant == "swa":
-        return AveragedModel(model, use_buffers=True)
     decay = max(0.0, 1 - 1 / (EMA_SHARE * steps))
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    average = get_swa_multi_avg_fn() if variant == "swa" else get_ema_multi_avg_fn(decay)
+    return AveragedModel(model, multi_avg_fn=_of_numbers(average), use_buffers=True)
+
+
+def _of_numbers(average: Callable[..., Any]) -> Callable[..., None]:
+    """The same for tensors of floating point; others (positions, counters) are taken as they are.
+
+    torch averages those too, and cannot on a CUDA device.
+    """
+
+    def averaged(means: Any, values: Any, number: Any) -> None:
+        if means[0].is_floating_point():
+            average(means, values, number)
+        else:
+            for mean, value in zip(means, values, strict=True):
+                mean.copy_(value)
+
+    return averaged
 
 
 @contextlib.contextmanager

@@ -164,7 +164,7 @@ class LateFlag:
         self.value = flag
         if flag.device.type != "cpu":
             device = torch.get_device_module(flag.device)
-            self.value = torch.empty((), dtype=flag.dtype, pin_memory=True).copy_(flag, non_blocking=True)
+            self.value = torch.empty((), dtype=flag.dtype, device="cpu", pin_memory=True).copy_(flag, non_blocking=True)
             self.arrived = device.Event()
             self.arrived.record()
 

@@ -68,6 +68,8 @@ def follow_(
 
     Returns:
         The factor of the norm, and whether the change cannot be followed, 0-dim tensors: nothing waits for the device.
+        A gradient that is not finite any more can always be: clipping turns its zeros into NaN, and the step is skipped
+        or lost without the terms.
     """
     size, before_norm = norm_of(now), norm_of(before)
     factor = torch.where(before_norm > 0, size / before_norm, default)
@@ -94,7 +96,7 @@ def follow_(
         factors = torch.where(alike, whole * ((is_ != 0) | (was == 0)), factors.clamp(min=0).clamp(max=most))
         pieces = [p.view_as(t) for p, t in zip(factors.split(sizes), terms[part], strict=True)]
         vectors.multiply_(terms[part], pieces)
-    return factor, lost
+    return factor, lost & size.isfinite()
 
 
 def _parts(vector: Vector, bytes_: int = 25 * 2**20) -> Iterator[slice]:

@@ -41,6 +41,18 @@ def test_averages_are_those_of_their_definitions():
         assert model.weight.item() == weights[-1]
 
 
+def test_positions_and_counters_are_not_averaged():
+    """torch cannot average whole numbers on a CUDA device."""
+    model, averaging = nn.BatchNorm1d(1), Averaging(("swa", "ema"))
+    for step in range(1, 9):
+        model.num_batches_tracked.fill_(step)
+        model.running_mean.fill_(step)
+        averaging.on_step_end(None, TrainerState(global_step=step, max_steps=8), None, model=model)
+    for average in averaging.averages.values():
+        assert average.module.num_batches_tracked.item() == 8
+    assert averaging.averages["swa"].module.running_mean.item() == 7.5  # of the last quarter
+
+
 def test_averaged_weights_are_taken_back_whatever_happens():
     model = model_of(1.0)
     average = AveragedModel(model_of(2.0))

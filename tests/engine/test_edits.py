@@ -187,6 +187,34 @@ def test_on_an_accelerator_it_is_refused_one_step_late(monkeypatch: pytest.Monke
     assert flat(model).isfinite().all()
 
 
+@pytest.mark.parametrize("on_cpu", [True, False], ids=["on the host", "on an accelerator"])
+def test_a_gradient_that_is_not_finite_is_no_edit(on_cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clipping makes its zeros NaN, as in a step in which fp16 overflows: nobody changed it in a strange way."""
+    monkeypatch.setattr(Engine, "on_cpu", on_cpu)
+    model, passes = Net().double(), Record()
+    with torch.no_grad():
+        model.first.weight[0], model.first.bias[0] = 0.0, 0.0  # a feature that is zero: no gradient in the last layer
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    method = WSAM(model, optimizer, rho=RHO, gamma=GAMMA, mode="decoupled", check="off")
+
+    def overflow(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        passes.forwards += 1
+        return output * (float("inf") if passes.forwards == 2 else 1.0)  # in the replay
+
+    model.last.register_forward_hook(overflow)
+    before = flat(model)
+    method.backward(lambda: accumulate(model, STEPS[0][0], 1))
+    assert (model.last.weight.grad == 0).any()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    assert all(p.grad.isnan().all() for p in model.parameters())
+    optimizer.step()
+    optimizer.zero_grad()
+    nn.utils.vector_to_parameters(before, model.parameters())
+    method.backward(lambda: accumulate(model, STEPS[0][0], 1))
+    optimizer.step()
+    assert flat(model).isfinite().all()
+
+
 def test_zero_grad_before_the_step(plain: Any) -> None:
     """The step has nothing to do, and the next one is an ordinary one."""
     runs = []
