@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from .. import vectors
-from .edits import CANNOT_FOLLOW, LARGEST, factor_of_all, follow_
+from .edits import CANNOT_FOLLOW, LARGEST, factor_of_all, factor_of_norm, follow_
 from .preconditioner import precondition_
+from .versions import Edit, Versions
 from .weights import Weights
 
 
@@ -30,6 +29,10 @@ class AfterStep:
         at_once: whether a change that cannot be followed is refused before the step, which waits for the device.
         large: squares of the vector, or of the gradient, may overflow.
         measures: whether ``descend`` is to return the size of its step, which reads all weights.
+        trusts: whether torch's counters of what was written are believed, where reading values waits for a device.
+
+    Attributes:
+        contradicted: whether those counters were wrong, 0-dim, of a step that looked; else None.
 
     A non-finite vector makes the gradient non-finite too, so that a GradScaler skips the step.
     """
@@ -46,6 +49,7 @@ class AfterStep:
         at_once: bool = True,
         large: bool = False,
         measures: bool = True,
+        trusts: bool = False,
     ) -> None:
         self.terms = terms
         self.weight = weight
@@ -56,17 +60,20 @@ class AfterStep:
         self.at_once = at_once
         self.large = large
         self.measures = measures
+        self.trusts = trusts
         params = list(terms)
         self.reads = at_once and not any(vectors.is_spread(owner) for owner in weights.owners(params))
         self.waiting = weights.stepped_together(params)
         self.params: list[nn.Parameter] = []
         self.factor: Tensor | float = 1.0
         self.lost: Tensor | bool = False
+        self.contradicted: Tensor | None = None
         self.steps: list[tuple[Tensor, Tensor]] = []
         size = self._norm(list(terms.values()), params)
         gradients = vectors.gradients(params)
         next((g for g in gradients if g.numel()), size).add_(size * 0)  # a rank's shard may be empty
         vectors.copy_([scratch[p] for p in params], gradients)
+        self.versions = Versions(params)
 
     @property
     def is_done(self) -> bool:
@@ -110,14 +117,21 @@ class AfterStep:
                 vectors.scale_(terms, factor)
             self.factor = factor
             return
-        self.factor, lost = follow_(
-            terms,
-            before,
-            now,
-            lambda vector: self._norm(vector, self.params),
-            default=self.factor,
-            limit=LARGEST / unscaled_by,
-        )
+        edit = Edit.UNKNOWN if self.reads else self.versions.edit_of(self.params)
+
+        def norm_of(vector: vectors.Vector) -> Tensor:
+            return self._norm(vector, self.params)
+
+        if edit is not Edit.UNKNOWN and self.trusts and not self.measures:
+            if edit is Edit.FACTOR:
+                self.factor = factor_of_norm(before, now, norm_of, self.factor)
+                vectors.scale_(terms, self.factor)
+            return
+        self.factor, lost, alike = follow_(terms, before, now, norm_of, self.factor, limit=LARGEST / unscaled_by)
+        if edit is not Edit.UNKNOWN:
+            self.contradicted = (
+                ~alike if edit is Edit.FACTOR else ~(alike & ((self.factor == 1) | ~self.factor.isfinite()))
+            )
         self.lost = lost | self.lost
         if self.at_once and lost:
             raise RuntimeError(CANNOT_FOLLOW)
@@ -154,21 +168,3 @@ class AfterStep:
             torch.linalg.vector_norm(torch.stack(norms)) for norms in zip(*self.steps, strict=True)
         )
         return sharpness_steps / base_steps
-
-
-class LateFlag:
-    """A flag on the device, read without waiting for it: not set until its value has arrived on the host."""
-
-    def __init__(self, flag: Tensor) -> None:
-        self.arrived: Any = None
-        self.value = flag
-        if flag.device.type != "cpu":
-            device = torch.get_device_module(flag.device)
-            self.value = torch.empty((), dtype=flag.dtype, device="cpu", pin_memory=True).copy_(flag, non_blocking=True)
-            self.arrived = device.Event()
-            self.arrived.record()
-
-    @property
-    def is_set(self) -> bool:
-        """Whether the flag is known to be true."""
-        return (self.arrived is None or self.arrived.query()) and bool(self.value)

@@ -52,7 +52,7 @@ def follow_(
     norm_of: Callable[[Vector], Tensor],
     default: Tensor | float,
     limit: Tensor | float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Multiply the terms, in place, by the factors that turned one gradient into the other.
 
     Where all was multiplied by one number, so are the terms, also where the gradient was zero. Else an element whose
@@ -67,12 +67,12 @@ def follow_(
         limit: the largest factor of a single element that is believed.
 
     Returns:
-        The factor of the norm, and whether the change cannot be followed, 0-dim tensors: nothing waits for the device.
-        A gradient that is not finite any more can always be: clipping turns its zeros into NaN, and the step is skipped
-        or lost without the terms.
+        The factor of the norm, whether the change cannot be followed, and whether all was multiplied by one number:
+        0-dim tensors, as nothing waits for the device. A gradient that is not finite any more counts as followed:
+        clipping turns its zeros into NaN, and the step is skipped, or lost without the terms.
     """
-    size, before_norm = norm_of(now), norm_of(before)
-    factor = torch.where(before_norm > 0, size / before_norm, default)
+    size = norm_of(now)
+    factor = factor_of_norm(before, now, norm_of, default, size)
     same: Vector = []
     opposite: Vector = []
     for part in _parts(before):
@@ -96,7 +96,19 @@ def follow_(
         factors = torch.where(alike, whole * ((is_ != 0) | (was == 0)), factors.clamp(min=0).clamp(max=most))
         pieces = [p.view_as(t) for p, t in zip(factors.split(sizes), terms[part], strict=True)]
         vectors.multiply_(terms[part], pieces)
-    return factor, lost & size.isfinite()
+    return factor, lost & size.isfinite(), uniform | ~size.isfinite()
+
+
+def factor_of_norm(
+    before: Vector,
+    now: Vector,
+    norm_of: Callable[[Vector], Tensor],
+    default: Tensor | float,
+    size: Tensor | None = None,
+) -> Tensor:
+    """By what the norm of a gradient was multiplied; arguments as for :func:`follow_`, ``size`` the norm of ``now``."""
+    before_norm = norm_of(before)
+    return torch.where(before_norm > 0, (norm_of(now) if size is None else size) / before_norm, default)
 
 
 def _parts(vector: Vector, bytes_: int = 25 * 2**20) -> Iterator[slice]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .. import vectors
-from .after_step import AfterStep, LateFlag
+from .after_step import AfterStep
 from .edits import CANNOT_FOLLOW
 from .optimizers import REPLACED, base_optimizer
 from .passes import Passes
 from .scopes import Scope
+from .versions import LateFlag, Trust
 from .weights import Weights
 
 
@@ -47,6 +49,7 @@ class Term:
         self.report = report
         self.pending: AfterStep | None = None
         self.lost: LateFlag | None = None
+        self.trust = Trust()
         self.hooks: list[RemovableHandle] = []
         self.forget()
 
@@ -97,6 +100,7 @@ class Term:
         """
         if self.lost is not None and self.lost.is_set:
             raise RuntimeError(CANNOT_FOLLOW)
+        self.trust.update()
         pending, self.pending = self.pending, None
         if pending is not None:
             self.earlier, self.large = pending.withdrawn(), pending.large
@@ -131,8 +135,18 @@ class Term:
                 at_once=self.on_cpu(),
                 large=self.large,
                 measures=self.measures,
+                trusts=self.trust.in_a_step(),
             )
         self.forget()
+
+    @contextlib.contextmanager
+    def multiplied(self) -> Iterator[None]:
+        """Around a call that multiplies the whole gradient by one number, if it changes it at all."""
+        pending = self.pending
+        knows = pending is not None and pending.versions.edit_is_known()
+        yield
+        if pending is not None and knows:
+            pending.versions.note_factor()
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self.pending is not None and self.pending.is_done:  # the step that it was for has failed
@@ -150,6 +164,8 @@ class Term:
         if pending.is_done:
             self.pending = None
             self.lost = LateFlag(pending.lost) if isinstance(pending.lost, Tensor) else None
+            if pending.contradicted is not None:
+                self.trust.note(pending.contradicted)
 
 
 def _add(vector: dict[nn.Parameter, Tensor], other: dict[nn.Parameter, Tensor]) -> None:

@@ -53,7 +53,7 @@ class Timed:
         return low, high
 
 
-def take_turns(arms: Sequence[Arm], rounds: int, clock: Clock, warm_up: int = 2) -> dict[str, Timed]:
+def take_turns(arms: Sequence[Arm], rounds: int, clock: Clock, warm_up: int = 2, steps: int = 1) -> dict[str, Timed]:
     """Time steps of all arms, in every round in another order.
 
     A floor is stepped twice in a round, and counts with the mean of the two.
@@ -63,6 +63,8 @@ def take_turns(arms: Sequence[Arm], rounds: int, clock: Clock, warm_up: int = 2)
         rounds: how many are timed.
         clock: returns seconds.
         warm_up: rounds before those.
+        steps: how many an arm makes in its turn; what is counted is their mean. Of several the host runs ahead of an
+            accelerator, as in a training.
     """
     floors = {arm.floor for arm in arms}
     order = [arm for arm in arms for _ in range(2 if arm.name in floors else 1)]
@@ -73,8 +75,9 @@ def take_turns(arms: Sequence[Arm], rounds: int, clock: Clock, warm_up: int = 2)
         taken: dict[str, list[float]] = {}
         for arm in order:
             start = clock()
-            arm.step()
-            taken.setdefault(arm.name, []).append(clock() - start)
+            for _ in range(steps):
+                arm.step()
+            taken.setdefault(arm.name, []).append((clock() - start) / steps)
         if turn >= warm_up:
             for name, times in taken.items():
                 seconds[name].append(statistics.mean(times))

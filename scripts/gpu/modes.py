@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from .training import METHODS, Count, Row, Watch, distance, even, flat, judged, network, run
 
@@ -118,8 +120,21 @@ def fsdp2_rank() -> None:
     start = flat(network())
     sgd = {"base": "sgd", "learning_rate": 0.05}
     wrapping = {"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]}
+    references = {name: run(method, **sgd) for name, method in METHODS.items()}
+    AcceleratorState._reset_state()  # accelerate decides once in a process how it runs
     for name, method in METHODS.items():
-        reference = run(method, **sgd)
-        off = distance(run(method, **sgd, fsdp=True, fsdp_config=dict(wrapping)), reference, start)
-        print(f"ROW FSDP2 by Accelerate, one GPU, against DDP | {name} | {judged(off, 1e-4)}", flush=True)
+        watch = Sharded()
+        run(method, watch=watch, **sgd, fsdp=True, fsdp_config=dict(wrapping))
+        result = judged(distance(watch, references[name], start), 1e-4) if watch.is_sharded else "FAILED: not sharded"
+        print(f"ROW FSDP2 by Accelerate, one GPU, against DDP | {name} | {result}", flush=True)
     torch.distributed.destroy_process_group()
+
+
+class Sharded(Watch):
+    """Looks whether the weights are."""
+
+    is_sharded = False
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        super().on_step_end(*args, **kwargs)
+        self.is_sharded = all(isinstance(p, DTensor) for p in self.trainer.model.parameters())

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from models import Net, accumulate, classification, steps_of
-from reference import Spec, by_name
+from reference import Spec, by_name, flat
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
+
+from hf_sharpness.engine import Engine, after_step
 
 ITEMS = classification(64)
 METHODS = by_name("sam", "wsam-coupled", "wsam-decoupled", "xsam")
@@ -92,3 +94,24 @@ def test_what_the_trainer_adds_does_not_grow_with_the_model(spec: Spec, accumula
     few, many = (added(spec, layers, accumulation, train) for layers in (FEW, MANY))
     assert {k: v for k, v in few.items() if v} == {k: v for k, v in many.items() if v}
     assert sum(number for number in few.values() if number > 0) <= MOST * accumulation
+
+
+def test_on_an_accelerator_clipping_is_followed_by_two_norms(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step looks at the gradient element by element, and the last, which is logged. The others rely on a
+    private method of transformers' Trainer being called to clip."""
+    by_element: list[int] = []
+    arguments = {"optim": "wsam", "wsam_mode": "decoupled", "base_optim": "sgd", "optim_args": "momentum=0"}
+    arguments |= {"max_steps": 6, "max_grad_norm": 0.05, "logging_steps": 100, "learning_rate": 0.1}
+
+    def follow(*args: Any, **kwargs: Any) -> Any:
+        by_element.append(1)
+        return follow_(*args, **kwargs)
+
+    follow_ = after_step.follow_
+    monkeypatch.setattr(after_step, "follow_", follow)
+    on_host = train(net(2), ITEMS, **arguments)
+    assert not by_element, "values can be read there"
+    monkeypatch.setattr(Engine, "on_cpu", False)
+    on_device = train(net(2), ITEMS, **arguments)
+    assert len(by_element) == 2
+    torch.testing.assert_close(flat(on_device.model), flat(on_host.model), rtol=1e-9, atol=1e-12)
