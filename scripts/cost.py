@@ -122,9 +122,8 @@ def main() -> None:
         parser.error(f"--batch {setting.subject.batch} cannot be cut into {most} micro-batches: take a multiple of it")
     weights = sum(p.numel() for p in setting.subject.model(torch.device("meta")).parameters()) / 1e6
     print(f"{report.where(device)}; {setting.subject.describe}, {weights:.1f} million weights", end="")
-    print(
-        f"{', bf16 autocast' if args.bf16 else ''}; {clock_for(device)[1]}, {args.rounds} rounds of {steps_of_a_turn(device)} step(s)\n"
-    )
+    print(f"{', bf16 autocast' if args.bf16 else ''}; {clock_for(device)[1]}", end="")
+    print(f", {args.rounds} rounds of {steps_of_a_turn(device)} step(s)\n")
     panels = []
     if "time" in args.only:
         time_part(setting, args.rounds, args.main)
