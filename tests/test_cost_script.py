@@ -42,6 +42,23 @@ def test_a_ratio_is_to_the_floor_of_the_same_round(timing: Any) -> None:
     assert len({tuple(order[i : i + 4]) for i in range(0, 28, 4)}) > 1, "in another order"
 
 
+def test_an_interrupt_keeps_the_rounds_that_are_over(timing: Any, capsys: Any) -> None:
+    steps = [0]
+
+    def step() -> None:
+        steps[0] += 1
+        if steps[0] == 6:
+            raise KeyboardInterrupt
+
+    arms = [timing.Arm("floor", step), timing.Arm("a", step, "floor")]
+    found = timing.take_turns(arms[:1], rounds=9, clock=lambda: 0.0, warm_up=2)
+    assert len(found["floor"].seconds) == 3
+    assert "3 rounds instead of 9" in capsys.readouterr().err
+    steps[0] = 5
+    with pytest.raises(KeyboardInterrupt):
+        timing.take_turns(arms, rounds=9, clock=lambda: 0.0, warm_up=0)
+
+
 @pytest.mark.slow
 def test_all_parts_run(tmp_path: Path) -> None:
     picture = tmp_path / "cost.png"

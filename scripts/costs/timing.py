@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 
 import torch
+from tqdm import tqdm
 
 from .arms import Arm
 
@@ -56,7 +58,7 @@ class Timed:
 def take_turns(arms: Sequence[Arm], rounds: int, clock: Clock, warm_up: int = 2, steps: int = 1) -> dict[str, Timed]:
     """Time steps of all arms, in every round in another order.
 
-    A floor is stepped twice in a round, and counts with the mean of the two.
+    A floor is stepped twice in a round, and counts with the mean of the two. Ctrl-C keeps the rounds that are over.
 
     Args:
         arms: their floors among them.
@@ -70,17 +72,24 @@ def take_turns(arms: Sequence[Arm], rounds: int, clock: Clock, warm_up: int = 2,
     order = [arm for arm in arms for _ in range(2 if arm.name in floors else 1)]
     shuffle = random.Random(0).shuffle
     seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
-    for turn in range(warm_up + rounds):
-        shuffle(order)
-        taken: dict[str, list[float]] = {}
-        for arm in order:
-            start = clock()
-            for _ in range(steps):
-                arm.step()
-            taken.setdefault(arm.name, []).append((clock() - start) / steps)
-        if turn >= warm_up:
-            for name, times in taken.items():
-                seconds[name].append(statistics.mean(times))
+    turns = tqdm(range(-warm_up, rounds), desc="rounds", disable=None)
+    try:
+        for turn in turns:
+            shuffle(order)
+            taken: dict[str, list[float]] = {}
+            for arm in order:
+                start = clock()
+                for _ in range(steps):
+                    arm.step()
+                taken.setdefault(arm.name, []).append((clock() - start) / steps)
+            if turn >= 0:
+                for name, times in taken.items():
+                    seconds[name].append(statistics.mean(times))
+    except KeyboardInterrupt:
+        turns.close()
+        if not seconds[arms[0].name]:
+            raise
+        print(f"stopped: {len(seconds[arms[0].name])} rounds instead of {rounds}", file=sys.stderr)
     return {
         arm.name: Timed(
             seconds[arm.name],

@@ -2,183 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from models import Net, Record, accumulate, classification, steps_of
+from edits_by_hand import EDITS, EXACT, GAMMA, LR, RHO, STEPS, Edit, by_hand, mask_then_clip, ours
+from models import Net, Record, accumulate
 from reference import flat
 from torch import Tensor, nn
 
 from hf_sharpness import WSAM
 from hf_sharpness.engine import Engine
 
-LR, RHO, GAMMA = 0.3, 0.2, 0.9
-STEPS = steps_of(classification(32), 8)
-EXACT = {"rtol": 1e-11, "atol": 1e-12}
-Edit = Callable[[list[nn.Parameter]], None]
-
-
-def by_hand(model: nn.Module, factors: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """w <- w - lr (f g + a f (g_s - g)), with a factor f for every element that depends on the parameter and on g."""
-    params = list(model.parameters())
-    for (batch,) in STEPS:
-        g = torch.autograd.grad(model(**batch)["loss"], params)
-        size = torch.sqrt(sum(x.pow(2).sum() for x in g))
-        start = [p.detach().clone() for p in params]
-        with torch.no_grad():
-            for p, x in zip(params, g, strict=True):
-                p.add_(RHO * x / size)
-        above = torch.autograd.grad(model(**batch)["loss"], params)
-        a = GAMMA / (1 - GAMMA)
-        with torch.no_grad():
-            for index, (p, w, x, y) in enumerate(zip(params, start, g, above, strict=True)):
-                f = factors(index, x)
-                p.copy_(w - LR * (f * x + a * f * (y - x)))
-    return flat(model)
-
-
-def ours(model: nn.Module, edit: Edit, **options: Any) -> Tensor:
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR, **options)
-    method = WSAM(model, optimizer, rho=RHO, gamma=GAMMA, mode="decoupled")
-    for (batch,) in STEPS:
-        method.backward(lambda batch=batch: accumulate(model, batch, 1))
-        edit(list(model.parameters()))
-        optimizer.step()
-        optimizer.zero_grad()
-    return flat(model)
-
-
-def mask_rows(params: list[nn.Parameter]) -> None:
-    params[0].grad[:5] = 0
-
-
-def replaced_by_a_masked_copy(params: list[nn.Parameter]) -> None:
-    mask = torch.ones_like(params[0])
-    mask[:5] = 0
-    params[0].grad = params[0].grad * mask
-
-
-def mask_then_clip(params: list[nn.Parameter]) -> None:
-    mask_rows(params)
-    nn.utils.clip_grad_norm_(params, 1e-3)
-    for p in params:
-        p.grad.mul_(200)
-
-
-def none(params: list[nn.Parameter]) -> None:
-    params[2].grad = params[3].grad = None
-
-
-def clip_value(params: list[nn.Parameter]) -> None:
-    nn.utils.clip_grad_value_(params, 0.02)
-
-
-def layer_factors(params: list[nn.Parameter]) -> None:
-    for index, p in enumerate(params):
-        p.grad.mul_(1 + index)
-
-
-def reverse(params: list[nn.Parameter]) -> None:
-    for p in params:
-        p.grad.neg_()
-
-
-def rows(index: int, g: Tensor) -> Tensor:
-    f = torch.ones_like(g)
-    f[:5] = index != 0
-    return f
-
-
-EDITS: dict[str, tuple[Edit, Callable[[int, Tensor], Tensor]]] = {
-    "no edit": (lambda params: None, lambda index, g: torch.ones_like(g)),
-    "mask": (mask_rows, rows),
-    "masked copy": (replaced_by_a_masked_copy, rows),
-    "none": (none, lambda index, g: torch.full_like(g, index < 2)),
-    "clip_grad_value_": (clip_value, lambda index, g: torch.where(g != 0, g.clamp(-0.02, 0.02) / g, 0)),
-    "a factor for each layer": (layer_factors, lambda index, g: torch.full_like(g, 1 + index)),
-    "reversed": (reverse, lambda index, g: -torch.ones_like(g)),
-}
-
 
 @pytest.mark.parametrize("name", EDITS)
 def test_the_term_follows_the_edit(name: str) -> None:
     edit, factors = EDITS[name]
     torch.testing.assert_close(ours(Net().double(), edit), by_hand(Net().double(), factors), **EXACT)
-
-
-def uncounted(edit: Edit) -> Edit:
-    """The same through ``.data``, which torch does not count."""
-
-    def through_data(params: list[nn.Parameter]) -> None:
-        gradients = [p.grad for p in params]
-        for p in params:
-            p.grad = p.grad.data.clone()
-        edit(params)
-        for p, gradient in zip(params, gradients, strict=True):
-            gradient.data.copy_(p.grad)
-            p.grad = gradient
-
-    return through_data
-
-
-COUNTED = [name for name in EDITS if name != "none"]
-
-
-@pytest.mark.parametrize("counted", [True, False], ids=["counted", "through .data"])
-@pytest.mark.parametrize("name", COUNTED)
-def test_the_term_follows_the_edit_on_an_accelerator(name: str, counted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is read there; where torch's counters have been right, they are believed."""
-    monkeypatch.setattr(Engine, "on_cpu", False)
-    edit, factors = EDITS[name]
-    made = ours(Net().double(), edit if counted else uncounted(edit))
-    torch.testing.assert_close(made, by_hand(Net().double(), factors), **EXACT)
-
-
-def test_a_mask_before_a_known_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The counters account for the clipping alone."""
-    monkeypatch.setattr(Engine, "on_cpu", False)
-    model = Net().double()
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    method = WSAM(model, optimizer, rho=RHO, gamma=GAMMA, mode="decoupled")
-    for number, (batch,) in enumerate(STEPS):
-        method.backward(lambda batch=batch: accumulate(model, batch, 1))
-        if number % 2:
-            mask_rows(list(model.parameters()))
-        with method.engine.term.multiplied():
-            for p in model.parameters():
-                p.grad.mul_(0.5)
-        optimizer.step()
-        optimizer.zero_grad()
-    calls = iter(range(4 * len(STEPS)))  # once for each of four parameters in every step
-
-    def factors(index: int, g: Tensor) -> Tensor:
-        return 0.5 * (rows(index, g) if next(calls) // 4 % 2 else torch.ones_like(g))
-
-    torch.testing.assert_close(flat(model), by_hand(Net().double(), factors), **EXACT)
-
-
-def test_an_uncounted_edit_that_begins_late_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In step 10, or one that is measured; until then the term was not followed."""
-    monkeypatch.setattr(Engine, "on_cpu", False)
-    edit, model = uncounted(mask_rows), Net().double()
-    params = list(model.parameters())
-    optimizer = torch.optim.SGD(params, lr=LR)
-    method = WSAM(model, optimizer, mode="decoupled")
-    moved = []
-    for step in range(1, 13):
-        method.backward(lambda: accumulate(model, STEPS[0][0], 1))
-        if step >= 4:
-            edit(params)
-        before = params[0][:5].clone()
-        optimizer.step()
-        optimizer.zero_grad()
-        moved.append(not torch.equal(params[0][:5], before))
-        if step == 10:
-            with pytest.warns(UserWarning, match=r"through `\.data`, say"):
-                method.engine.term.trust.update()
-    assert moved == [True] * 9 + [False] * 3
 
 
 @pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW], ids=lambda c: c.__name__)

@@ -111,3 +111,16 @@ def test_a_step_reads_and_writes_all_weights_no_more_often_than_it_must(name: st
     passes = counted(METHODS[name], 3, before=1).of_vectors
     passes["_foreach_add_"] -= 1
     assert passes == LEAST[name]
+
+
+def test_following_what_happened_to_the_gradient_costs_nothing_on_an_accelerator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once torch's counters have been right; the first step goes through every element."""
+    monkeypatch.setattr(Engine, "on_cpu", False)
+    monkeypatch.setattr(vectors, "is_on_host", lambda tensor: False)
+    first, later = (counted(METHODS["wsam-decoupled"], 3, before).counts for before in (0, 1))
+    assert first["cat"] > 0
+    assert later["cat"] == 0
+    norms = counted(METHODS["wsam-decoupled"], 3, before=1).of_vectors["_foreach_norm"]
+    assert norms == LEAST["wsam-decoupled"]["_foreach_norm"]
