@@ -71,8 +71,8 @@ def main() -> int:
     transformers.trainer.PrinterCallback = transformers.TrainerCallback
     made = table(args.only)
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    where = f"{datetime.date.today()}, {torch.cuda.get_device_name()}, {versions}"
-    page = f"# On a GPU\n\nMade by `python scripts/gpu_checks.py --write` on {where}; do not edit.\n\n{made}\n"
+    where = f"on {datetime.date.today()}, on one {torch.cuda.get_device_name()} with {versions}"
+    page = f"# On a GPU\n\nMade by `python scripts/gpu_checks.py --write` {where}; do not edit.\n\n{made}\n"
     print(page)
     if args.write:
         PAGE.write_text(page)
