@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ..methods import METHODS, registry
+from ..methods.hyperparameters import Hyperparameter
 from ..methods.options import PREFIX
 from ..sharpness_arguments.definitions import shared_arguments
 from ..tasks.errors import first_line, nearest
@@ -131,7 +132,8 @@ def sharpness_arms(
                 )
         merged: dict[str, Any] = {argument: own[argument] for argument in known if argument in own}
         if (radius := registry.radius_of(METHODS[method])) is not None:  # the recipe's one value is not tuned
-            merged[radius.argument] = tuple(radius.default / part for part in PARTS_OF_RADIUS)
+            usual = _usual(method, radius, {**merged, **choices, **section})
+            merged[radius.argument] = tuple(usual / part for part in PARTS_OF_RADIUS)
         for argument, values in choices.items():
             if argument in known:
                 merged[argument] = tuple(values)
@@ -146,6 +148,20 @@ def sharpness_arms(
     if unused:
         raise CompareError(f"--{sorted(unused)[0]}: no arm of {', '.join(sections)} has this argument")
     return arms
+
+
+def _usual(method: str, radius: Hyperparameter, arguments: Mapping[str, Any]) -> float:
+    """How far a method perturbs by default, with an arm's other arguments: ASAM ten times as far as SAM."""
+    cls = METHODS[method]
+    named = {argument: hyperparameter.name for argument, hyperparameter in registry.arguments_of(cls).items()}
+    chosen = {a: v for a, v in arguments.items() if a in named and a != radius.argument}
+    one = {a: v[0] if isinstance(v, list | tuple) and len(v) == 1 else v for a, v in chosen.items()}
+    settings = {named[a]: v for a, v in one.items() if not isinstance(v, list | tuple)}
+    try:
+        usual = cls(**settings).usual
+    except (TypeError, ValueError):  # whoever makes the training arguments says what is wrong with them
+        usual = {}
+    return usual.get(radius.name, radius.default)
 
 
 def with_base_arms(arms: Sequence[Arm], base_optim: str, averaging: bool) -> list[Arm]:

@@ -69,7 +69,7 @@ def _results(study: Study, unit: Unit) -> str:
 
 
 def _further(study: Study) -> str:
-    names = list(dict.fromkeys(name for outcome in study.outcomes.values() for name in outcome.others))
+    names = _others_of(study)
     if not names:
         return ""
     rows = []
@@ -78,6 +78,12 @@ def _further(study: Study) -> str:
     head = ["arm", *(measures.NAMES.get(name, name.replace("_", " ")) for name in names)]
     note = "From the same final models, with 95 % t intervals over seeds; no part of the verdict."
     return f"## Besides {study.plan.metric.replace('_', ' ')}\n\n{table(head, rows)}\n\n{note}"
+
+
+def _others_of(study: Study) -> list[str]:
+    """What there is besides the primary metric, in an order of its own: that of a results.json is the alphabet's."""
+    found = {name for outcome in study.outcomes.values() for name in outcome.others}
+    return [*sorted(found - measures.NAMES.keys()), *(name for name in measures.NAMES if name in found)]
 
 
 def _tuning(study: Study) -> str:
@@ -154,7 +160,8 @@ def csv_rows(study: Study) -> list[dict[str, Any]]:
         for pair in item.pairs if item else []:
             row[f"gain_over_{pair.base}"] = pair.mean
             row[f"gain_over_{pair.base}_low"], row[f"gain_over_{pair.base}_high"] = pair.seed_interval
-        for key, values in outcome.others.items():
+        for key in (name for name in _others_of(study) if name in outcome.others):
+            values = outcome.others[key]
             known = [value for value in values if value is not None]
             row[key] = float(np.mean(known)) if len(known) == len(values) else None
         rows.append(row)

@@ -128,7 +128,8 @@ class WSAM(SAM):
 
     @property
     def usual(self) -> dict[str, float]:
-        return {**super().usual, "gamma": DEFAULT_GAMMA[self.mode]}
+        by_default = {"gamma": DEFAULT_GAMMA[self.mode]} if self.mode in DEFAULT_GAMMA else {}  # `auto` has none yet
+        return {**super().usual, **by_default}
 
     @property
     def is_plain(self) -> bool:

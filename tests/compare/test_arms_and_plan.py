@@ -32,7 +32,20 @@ def test_a_part_of_the_batch_goes_with_the_methods_that_allow_it():
 
 
 def test_rho_is_tuned_where_nothing_is_said():
-    assert sharpness_arms(None, {}, {"sam_rho": 0.3}, "sgd")[0].choices == {"sam_rho": (0.01, 0.02, 0.05)}
+    for arm in sharpness_arms(None, {}, {"sam_rho": 0.3}, "sgd"):
+        assert arm.choices == {"sam_rho": (0.01, 0.02, 0.05)}
+
+
+def test_the_rho_of_asam_is_tuned_over_its_own_range(tmp_path):
+    """Ten times SAM's, where the arm, the command line or the recipe says that it is ASAM."""
+    file = tmp_path / "arms.yaml"
+    file.write_text("sam: {optim: sam}\nasam: {optim: sam, sam_adaptive: true}\n")
+    sam, asam = sharpness_arms(str(file), {}, {}, "sgd")
+    assert sam.choices == {"sam_rho": (0.01, 0.02, 0.05)}
+    assert asam.choices == {"sam_rho": (0.1, 0.2, 0.5)}
+    for choices, own in (({"sam_adaptive": [True]}, {}), ({}, {"sam_adaptive": True})):
+        assert sharpness_arms("sam", choices, own, "sgd")[0].choices == {"sam_rho": (0.1, 0.2, 0.5)}
+    assert sharpness_arms("sam", {"sam_rho": [0.3]}, {"sam_adaptive": True}, "sgd")[0].arguments["sam_rho"] == 0.3
 
 
 def test_so_is_the_length_of_a_method_from_outside():
