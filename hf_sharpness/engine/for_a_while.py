@@ -51,6 +51,27 @@ def leave(mode: TorchFunctionMode | TorchDispatchMode | None) -> None:
 
 
 @contextlib.contextmanager
+def has(instance: object, name: str, value: Any) -> Iterator[None]:
+    """Inside, the instance itself has this attribute, whatever its class says; afterwards what it had of its own.
+
+    Args:
+        instance: one with a ``__dict__``.
+        name: of the attribute.
+        value: that it is to have.
+    """
+    own = vars(instance)
+    before = {name: own[name]} if name in own else {}
+    try:
+        try:
+            own[name] = value
+            yield
+        finally:
+            _put_back(own, name, before)
+    finally:
+        _put_back(own, name, before)  # where an interrupt has come in the first attempt
+
+
+@contextlib.contextmanager
 def hooked(register: Callable[[Hook], RemovableHandle], hook: Hook) -> Iterator[None]:
     """Inside, the hook is registered.
 
@@ -67,6 +88,13 @@ def hooked(register: Callable[[Hook], RemovableHandle], hook: Hook) -> Iterator[
             _remove(handles)
     finally:
         _remove(handles)  # where an interrupt has come in the first attempt
+
+
+def _put_back(own: dict[str, Any], name: str, before: dict[str, Any]) -> None:
+    if before:
+        own.update(before)
+    else:
+        own.pop(name, None)
 
 
 def _remove(handles: list[RemovableHandle]) -> None:

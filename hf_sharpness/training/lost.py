@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from ..engine import Engine
+from ..engine import Engine, for_a_while
 from .outermost import Call
 
 LOST = (
@@ -42,8 +42,7 @@ class BackwardPasses:
         Raises:
             LostPass: the pass is not like the first.
         """
-        own, backward, ran = vars(self.accelerator), self.accelerator.backward, False
-        before = own.get("backward")
+        backward, ran = self.accelerator.backward, False
 
         def noted(*args: Any, **kwargs: Any) -> Any:
             nonlocal ran
@@ -51,14 +50,8 @@ class BackwardPasses:
             ran = True
             return result
 
-        own["backward"] = noted
-        try:
+        with for_a_while.has(self.accelerator, "backward", noted):
             yield
-        finally:
-            if before is None:
-                own.pop("backward", None)
-            else:
-                own["backward"] = before
         if self.first is None:
             self.first = ran
         elif self.first is not ran:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..engine import for_a_while
 from ..engine.state import Moment, Root, State, copied, is_iterator, visit_of
 from .accumulation import AccelerateState
 
@@ -132,16 +133,9 @@ class FirstPass:
         if self.prepare is None:
             yield
             return
-        own = vars(self.trainer)  # on the instance: a subclass's method would hide one of a class below it
-        before = own.get("_prepare_inputs")
-        own["_prepare_inputs"] = prepare
-        try:
+        # On the instance: a subclass's method would hide one of a class below it.
+        with for_a_while.has(self.trainer, "_prepare_inputs", prepare):
             yield
-        finally:
-            if before is None:
-                del own["_prepare_inputs"]
-            else:
-                own["_prepare_inputs"] = before
 
 
 @dataclasses.dataclass

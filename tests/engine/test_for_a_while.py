@@ -42,6 +42,30 @@ class Dispatches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Named:
+    def name(self) -> str:
+        return "the class's"
+
+
+def test_an_attribute_is_put_back() -> None:
+    """Of the instance's own or of its class, within one another, and where the inside raises."""
+    one, other = Named(), Named()
+    other.name = lambda: "its own"
+
+    def inside(instance: Named) -> None:
+        with for_a_while.has(instance, "name", lambda: "for a while"):
+            with for_a_while.has(instance, "name", lambda: "within"):
+                assert instance.name() == "within"
+            assert instance.name() == "for a while"
+            raise KeyboardInterrupt
+
+    for instance, word in ((one, "the class's"), (other, "its own")):
+        with pytest.raises(KeyboardInterrupt):
+            inside(instance)
+        assert instance.name() == word
+    assert not vars(one)
+
+
 @pytest.mark.parametrize(("kind", "on"), [(Sees, modes_on), (Dispatches, dispatch_modes)], ids=["function", "dispatch"])
 def test_a_mode_leaves_from_anywhere(kind: type, on: Callable[[], list]) -> None:
     modes = [kind() for _ in range(3)]
