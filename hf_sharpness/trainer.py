@@ -31,8 +31,8 @@ from .sharpness_arguments.other_trainers import method_check
 from .training import card, kept
 from .training.averages import Averages
 from .training.callback import SharpnessCallback, at_epoch_boundary
-from .training.clipping import KnownClipping
 from .training.launch import warn_of_lone_processes
+from .training.mixin_base import MixinBase
 from .training.outermost import unwrapped, wrap_outermost
 from .training.parts import InnerStep
 from .training.replay import state_of
@@ -45,7 +45,7 @@ LOGGED = ("perturbed_loss", "sharpness", "ascent_grad_norm", "perturbation_norm"
 """Logged for every method, beside what the method measures of its own."""
 
 
-class _SharpnessTrainer(KnownClipping):
+class _SharpnessTrainer(MixinBase):
     """What ``SharpnessTrainerMixin`` and this package's Trainers have in common, which is all of it.
 
     A base of its own for the reason that ``_SharpnessArguments`` is one.

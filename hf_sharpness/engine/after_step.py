@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import vectors
-from .edits import CANNOT_FOLLOW, LARGEST, factor_of_all, factor_of_norm, follow_
+from .edits import CANNOT_FOLLOW, LARGEST, factor_of_all, follow_, follow_one_factor_, is_no_multiple
 from .preconditioner import precondition_
-from .versions import Edit, Versions
 from .weights import Weights
 
 
@@ -29,10 +28,12 @@ class AfterStep:
         at_once: whether a change that cannot be followed is refused before the step, which waits for the device.
         large: squares of the vector, or of the gradient, may overflow.
         measures: whether ``descend`` is to return the size of its step, which reads all weights.
-        trusts: whether torch's counters of what was written are believed, where reading values waits for a device.
+        looks: whether to find out if the gradient was multiplied by one number, if it was changed at all. Only on an
+            accelerator, and where weights are not spread over ranks.
+        relies: whether to take it that it was, in a step that measures nothing: the term is left out where it was not.
 
     Attributes:
-        contradicted: whether those counters were wrong, 0-dim, of a step that looked; else None.
+        otherwise: whether it was not, 0-dim, on the device; None in a step that does not look.
 
     A non-finite vector makes the gradient non-finite too, so that a GradScaler skips the step.
     """
@@ -49,7 +50,8 @@ class AfterStep:
         at_once: bool = True,
         large: bool = False,
         measures: bool = True,
-        trusts: bool = False,
+        looks: bool = False,
+        relies: bool = False,
     ) -> None:
         self.terms = terms
         self.weight = weight
@@ -60,20 +62,21 @@ class AfterStep:
         self.at_once = at_once
         self.large = large
         self.measures = measures
-        self.trusts = trusts
         params = list(terms)
-        self.reads = at_once and not any(vectors.is_spread(owner) for owner in weights.owners(params))
+        spread = any(vectors.is_spread(owner) for owner in weights.owners(params))
+        self.reads = at_once and not spread
+        self.looks = looks and not at_once and not spread
+        self.relies = relies and self.looks and not measures
         self.waiting = weights.stepped_together(params)
         self.params: list[nn.Parameter] = []
         self.factor: Tensor | float = 1.0
         self.lost: Tensor | bool = False
-        self.contradicted: Tensor | None = None
+        self.otherwise: Tensor | None = None
         self.steps: list[tuple[Tensor, Tensor]] = []
         size = self._norm(list(terms.values()), params)
         gradients = vectors.gradients(params)
         next((g for g in gradients if g.numel()), size).add_(size * 0)  # a rank's shard may be empty
         vectors.copy_([scratch[p] for p in params], gradients)
-        self.versions = Versions(params)
 
     @property
     def is_done(self) -> bool:
@@ -117,24 +120,23 @@ class AfterStep:
                 vectors.scale_(terms, factor)
             self.factor = factor
             return
-        edit = Edit.UNKNOWN if self.reads else self.versions.edit_of(self.params)
 
         def norm_of(vector: vectors.Vector) -> Tensor:
             return self._norm(vector, self.params)
 
-        if edit is not Edit.UNKNOWN and self.trusts and not self.measures:
-            if edit is Edit.FACTOR:
-                self.factor = factor_of_norm(before, now, norm_of, self.factor)
-                vectors.scale_(terms, self.factor)
+        if self.relies:
+            self.factor, otherwise = follow_one_factor_(terms, before, now, norm_of, self.factor)
+            self._note(otherwise)
             return
-        self.factor, lost, alike = follow_(terms, before, now, norm_of, self.factor, limit=LARGEST / unscaled_by)
-        if edit is not Edit.UNKNOWN:
-            self.contradicted = (
-                ~alike if edit is Edit.FACTOR else ~(alike & ((self.factor == 1) | ~self.factor.isfinite()))
-            )
+        self.factor, lost = follow_(terms, before, now, norm_of, self.factor, limit=LARGEST / unscaled_by)
+        if self.looks:
+            self._note(is_no_multiple(before, now, self.factor, norm_of(now)))
         self.lost = lost | self.lost
         if self.at_once and lost:
             raise RuntimeError(CANNOT_FOLLOW)
+
+    def _note(self, otherwise: Tensor) -> None:
+        self.otherwise = otherwise if self.otherwise is None else self.otherwise | otherwise
 
     def descend(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
         """Add the term.

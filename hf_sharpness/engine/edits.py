@@ -52,7 +52,7 @@ def follow_(
     norm_of: Callable[[Vector], Tensor],
     default: Tensor | float,
     limit: Tensor | float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Multiply the terms, in place, by the factors that turned one gradient into the other.
 
     Where all was multiplied by one number, so are the terms, also where the gradient was zero. Else an element whose
@@ -67,12 +67,12 @@ def follow_(
         limit: the largest factor of a single element that is believed.
 
     Returns:
-        The factor of the norm, whether the change cannot be followed, and whether all was multiplied by one number:
-        0-dim tensors, as nothing waits for the device. A gradient that is not finite any more counts as followed:
-        clipping turns its zeros into NaN, and the step is skipped, or lost without the terms.
+        The factor of the norm, and whether the change cannot be followed, 0-dim tensors: nothing waits for the device.
+        A gradient that is not finite any more counts as followed: clipping turns its zeros into NaN, and the step is
+        skipped, or lost without the terms.
     """
     size = norm_of(now)
-    factor = factor_of_norm(before, now, norm_of, default, size)
+    factor = _factor_of_norm(before, size, norm_of, default)
     same: Vector = []
     opposite: Vector = []
     for part in _parts(before):
@@ -96,19 +96,41 @@ def follow_(
         factors = torch.where(alike, whole * ((is_ != 0) | (was == 0)), factors.clamp(min=0).clamp(max=most))
         pieces = [p.view_as(t) for p, t in zip(factors.split(sizes), terms[part], strict=True)]
         vectors.multiply_(terms[part], pieces)
-    return factor, lost & size.isfinite(), uniform | ~size.isfinite()
+    return factor, lost & size.isfinite()
 
 
-def factor_of_norm(
-    before: Vector,
-    now: Vector,
-    norm_of: Callable[[Vector], Tensor],
-    default: Tensor | float,
-    size: Tensor | None = None,
+def follow_one_factor_(
+    terms: Vector, before: Vector, now: Vector, norm_of: Callable[[Vector], Tensor], default: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """Multiply the terms, in place, by the number that turned one gradient into the other; by 0 if none did.
+
+    Args:
+        terms: what to multiply, local.
+        before: the gradient that the terms belong to, shaped as they are; spent.
+        now: the gradient that the base optimizer gets.
+        norm_of: the global norm of a list with a tensor for each of them.
+        default: the number if ``before`` is all zero.
+
+    Returns:
+        The number, and whether there is none, 0-dim tensors. Of a gradient that is not finite any more there is one.
+    """
+    size = norm_of(now)
+    factor = _factor_of_norm(before, size, norm_of, default)
+    otherwise = is_no_multiple(before, now, factor, size)
+    vectors.scale_(terms, torch.where(otherwise, 0.0, factor))
+    return factor, otherwise
+
+
+def is_no_multiple(before: Vector, now: Vector, factor: Tensor, size: Tensor) -> Tensor:
+    """Whether a gradient of a finite norm is something else than a positive multiple of ``before``, which is spent."""
+    return (~vectors.is_multiple_of_spent(now, before, factor) | (factor < 0)) & size.isfinite()
+
+
+def _factor_of_norm(
+    before: Vector, size: Tensor, norm_of: Callable[[Vector], Tensor], default: Tensor | float
 ) -> Tensor:
-    """By what the norm of a gradient was multiplied; arguments as for :func:`follow_`, ``size`` the norm of ``now``."""
     before_norm = norm_of(before)
-    return torch.where(before_norm > 0, (norm_of(now) if size is None else size) / before_norm, default)
+    return torch.where(before_norm > 0, size / before_norm, default)
 
 
 def _parts(vector: Vector, bytes_: int = 25 * 2**20) -> Iterator[slice]:

@@ -78,7 +78,7 @@ class Habits:
         """
         self.idle, self.factors = False, []
         before = gradient_attributes(self.weights.parameters()) if not self.steps_made else {}
-        if (always or is_power_of_ten(self.steps_made + 1)) and not _is_compiled(self.model):
+        if (always or _is_power_of_ten(self.steps_made + 1)) and not _is_compiled(self.model):
             result = self._watched(closure, state, continues)
         else:
             result = self._unwatched(closure)
@@ -137,7 +137,7 @@ class Habits:
         return [tensor for _, tensor in alive if tensor is not None]
 
 
-def is_power_of_ten(number: int) -> bool:
+def _is_power_of_ten(number: int) -> bool:
     return number >= 1 and str(number).strip("0") == "1"
 
 

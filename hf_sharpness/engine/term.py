@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ from torch.utils.hooks import RemovableHandle
 from .. import vectors
 from .after_step import AfterStep
 from .edits import CANNOT_FOLLOW
+from .one_factor import LateFlag, OneFactor
 from .optimizers import REPLACED, base_optimizer
 from .passes import Passes
 from .scopes import Scope
-from .versions import LateFlag, Trust
 from .weights import Weights
 
 
@@ -49,7 +48,7 @@ class Term:
         self.report = report
         self.pending: AfterStep | None = None
         self.lost: LateFlag | None = None
-        self.trust = Trust()
+        self.one_factor = OneFactor()
         self.hooks: list[RemovableHandle] = []
         self.forget()
 
@@ -100,10 +99,10 @@ class Term:
         """
         if self.lost is not None and self.lost.is_set:
             raise RuntimeError(CANNOT_FOLLOW)
-        self.trust.update()
         pending, self.pending = self.pending, None
         if pending is not None:
             self.earlier, self.large = pending.withdrawn(), pending.large
+            self._note_factor(pending)
             self.weight, self.preconditioned = pending.weight, pending.preconditioned
 
     def collect(self, passes: Passes) -> None:
@@ -135,18 +134,14 @@ class Term:
                 at_once=self.on_cpu(),
                 large=self.large,
                 measures=self.measures,
-                trusts=self.trust.in_a_step(),
+                relies=self.one_factor.is_expected(),
+                looks=not self.one_factor.was_otherwise,
             )
         self.forget()
 
-    @contextlib.contextmanager
-    def multiplied(self) -> Iterator[None]:
-        """Around a call that multiplies the whole gradient by one number, if it changes it at all."""
-        pending = self.pending
-        knows = pending is not None and pending.versions.edit_is_known()
-        yield
-        if pending is not None and knows:
-            pending.versions.note_factor()
+    def _note_factor(self, pending: AfterStep) -> None:
+        if pending.otherwise is not None:
+            self.one_factor.note(pending.otherwise, pending.relies)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self.pending is not None and self.pending.is_done:  # the step that it was for has failed
@@ -164,8 +159,7 @@ class Term:
         if pending.is_done:
             self.pending = None
             self.lost = LateFlag(pending.lost) if isinstance(pending.lost, Tensor) else None
-            if pending.contradicted is not None:
-                self.trust.note(pending.contradicted)
+            self._note_factor(pending)
 
 
 def _add(vector: dict[nn.Parameter, Tensor], other: dict[nn.Parameter, Tensor]) -> None:

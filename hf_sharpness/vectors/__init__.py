@@ -124,19 +124,33 @@ def is_multiple(vector: Vector, other: Vector, factor: float) -> bool:
     """
     start = 0
     for part in buckets(vector, 2**20):  # all that is made of it stays within a processor's cache
-        others = other[start : start + len(part)]
+        others = torch._foreach_mul(other[start : start + len(part)], factor)
         start += len(part)
-        dtype = part[0].dtype
-        if dtype not in _SAME_WITHIN or any(t.dtype != dtype for t in others):
-            return False
-        difference = torch._foreach_mul(others, factor)
-        torch._foreach_sub_(difference, part)
-        torch._foreach_abs_(difference)
-        torch._foreach_sub_(difference, torch._foreach_abs(part), alpha=_SAME_WITHIN[dtype])
-        largest = torch._foreach_max([t for t in difference if t.numel()] or [torch.zeros(1, dtype=dtype)])
-        if not torch.stack(largest).max() <= torch.finfo(dtype).tiny:  # also where one is not a number
+        if not _is_same(part, others):  # also where one is not a number
             return False
     return True
+
+
+def is_multiple_of_spent(vector: Vector, other: Vector, factor: Tensor) -> Tensor:
+    """The same of a factor on the device, and nothing is read: a 0-dim tensor. ``other`` is overwritten."""
+    scale_(other, factor)
+    start, same = 0, []
+    for part in buckets(vector, 2**25):  # all that is made of it is one copy of a part
+        same.append(_is_same(part, other[start : start + len(part)]).to(factor.device))
+        start += len(part)
+    return torch.stack(same).all()
+
+
+def _is_same(part: Vector, others: Vector) -> Tensor:
+    """Whether tensors of one type are equal to within rounding of every element; overwrites the others."""
+    dtype = part[0].dtype
+    if dtype not in _SAME_WITHIN or any(t.dtype != dtype for t in others):
+        return torch.zeros((), dtype=torch.bool)
+    torch._foreach_sub_(others, part)
+    torch._foreach_abs_(others)
+    torch._foreach_sub_(others, torch._foreach_abs(part), alpha=_SAME_WITHIN[dtype])
+    largest = torch._foreach_max([t for t in others if t.numel()] or [torch.zeros(1, dtype=dtype)])
+    return torch.stack(largest).max() <= torch.finfo(dtype).tiny
 
 
 _SAME_WITHIN = {torch.float32: 1e-5, torch.float64: 1e-12}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -13,15 +13,27 @@ from torch import Tensor, nn
 from hf_sharpness import WSAM
 
 LR, RHO, GAMMA = 0.3, 0.2, 0.9
-STEPS = steps_of(classification(32), 8)
+STEPS = steps_of(classification(64), 8)
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
 Edit = Callable[[list[nn.Parameter]], None]
 
 
-def by_hand(model: nn.Module, factors: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """w <- w - lr (f g + a f (g_s - g)), with a factor f for every element that depends on the parameter and on g."""
+def by_hand(
+    model: nn.Module,
+    factors: Callable[[int, Tensor], Tensor],
+    begin: int = 1,
+    left_out: Container[int] = (),
+) -> Tensor:
+    """w <- w - lr (f g + a f (g_s - g)), with a factor f for every element that depends on the parameter and on g.
+
+    Args:
+        model: whose weights are moved.
+        factors: takes a parameter's number and g.
+        begin: the first step that has them; 1 in those before.
+        left_out: steps without the term.
+    """
     params = list(model.parameters())
-    for (batch,) in STEPS:
+    for number, (batch,) in enumerate(STEPS, start=1):
         g = torch.autograd.grad(model(**batch)["loss"], params)
         size = torch.sqrt(sum(x.pow(2).sum() for x in g))
         start = [p.detach().clone() for p in params]
@@ -32,17 +44,18 @@ def by_hand(model: nn.Module, factors: Callable[[int, Tensor], Tensor]) -> Tenso
         a = GAMMA / (1 - GAMMA)
         with torch.no_grad():
             for index, (p, w, x, y) in enumerate(zip(params, start, g, above, strict=True)):
-                f = factors(index, x)
-                p.copy_(w - LR * (f * x + a * f * (y - x)))
+                f = factors(index, x) if number >= begin else torch.ones_like(x)
+                p.copy_(w - LR * (f * x + (0.0 if number in left_out else a) * f * (y - x)))
     return flat(model)
 
 
-def ours(model: nn.Module, edit: Edit, **options: Any) -> Tensor:
+def ours(model: nn.Module, edit: Edit, begin: int = 1, **options: Any) -> Tensor:
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, **options)
     method = WSAM(model, optimizer, rho=RHO, gamma=GAMMA, mode="decoupled")
-    for (batch,) in STEPS:
+    for number, (batch,) in enumerate(STEPS, start=1):
         method.backward(lambda batch=batch: accumulate(model, batch, 1))
-        edit(list(model.parameters()))
+        if number >= begin:
+            edit(list(model.parameters()))
         optimizer.step()
         optimizer.zero_grad()
     return flat(model)

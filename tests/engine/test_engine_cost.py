@@ -113,14 +113,10 @@ def test_a_step_reads_and_writes_all_weights_no_more_often_than_it_must(name: st
     assert passes == LEAST[name]
 
 
-def test_following_what_happened_to_the_gradient_costs_nothing_on_an_accelerator(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Once torch's counters have been right; the first step goes through every element."""
+def test_an_accelerator_goes_through_every_element_in_two_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the gradient is not changed, or by one factor: passes over all weights at once find that."""
     monkeypatch.setattr(Engine, "on_cpu", False)
     monkeypatch.setattr(vectors, "is_on_host", lambda tensor: False)
-    first, later = (counted(METHODS["wsam-decoupled"], 3, before).counts for before in (0, 1))
+    first, later = (counted(METHODS["wsam-decoupled"], 3, before).counts for before in (0, 2))
     assert first["cat"] > 0
     assert later["cat"] == 0
-    norms = counted(METHODS["wsam-decoupled"], 3, before=1).of_vectors["_foreach_norm"]
-    assert norms == LEAST["wsam-decoupled"]["_foreach_norm"]
