@@ -124,7 +124,7 @@ def is_multiple(vector: Vector, other: Vector, factor: float) -> bool:
     """
     start = 0
     for part in buckets(vector, 2**20):  # all that is made of it stays within a processor's cache
-        others = torch._foreach_mul(other[start : start + len(part)], factor)
+        others = list(torch._foreach_mul(other[start : start + len(part)], factor))
         start += len(part)
         if not _is_same(part, others):  # also where one is not a number
             return False
