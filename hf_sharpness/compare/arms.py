@@ -153,10 +153,12 @@ def sharpness_arms(
 def _usual(method: str, radius: Hyperparameter, arguments: Mapping[str, Any]) -> float:
     """How far a method perturbs by default, with an arm's other arguments: ASAM ten times as far as SAM."""
     cls = METHODS[method]
-    named = {argument: hyperparameter.name for argument, hyperparameter in registry.arguments_of(cls).items()}
-    chosen = {a: v for a, v in arguments.items() if a in named and a != radius.argument}
-    one = {a: v[0] if isinstance(v, list | tuple) and len(v) == 1 else v for a, v in chosen.items()}
-    settings = {named[a]: v for a, v in one.items() if not isinstance(v, list | tuple)}
+    settings: dict[str, Any] = {}
+    for argument, hyperparameter in registry.arguments_of(cls).items():
+        given = arguments.get(argument, hyperparameter.default)
+        values = given if isinstance(given, list | tuple) else [given]
+        if argument != radius.argument and len(values) == 1:
+            settings[hyperparameter.name] = values[0]
     try:
         usual = cls(**settings).usual
     except (TypeError, ValueError):  # whoever makes the training arguments says what is wrong with them

@@ -134,6 +134,7 @@ def _protocol(study: Study) -> str:
 def csv_rows(study: Study) -> list[dict[str, Any]]:
     """One row for each arm, numbers in full."""
     judged: dict[str, Judgement] = {item.arm: item for item in study.judgements}
+    others = _others_of(study)
     lengths = [name for name in radii() if any(name in outcome.arguments for outcome in study.outcomes.values())]
     keys = ("learning_rate", "max_steps", "num_train_epochs", *lengths, "average", "of")
     rows = []
@@ -160,7 +161,7 @@ def csv_rows(study: Study) -> list[dict[str, Any]]:
         for pair in item.pairs if item else []:
             row[f"gain_over_{pair.base}"] = pair.mean
             row[f"gain_over_{pair.base}_low"], row[f"gain_over_{pair.base}_high"] = pair.seed_interval
-        for key in (name for name in _others_of(study) if name in outcome.others):
+        for key in (name for name in others if name in outcome.others):
             values = outcome.others[key]
             known = [value for value in values if value is not None]
             row[key] = float(np.mean(known)) if len(known) == len(values) else None

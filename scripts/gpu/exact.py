@@ -12,9 +12,8 @@ from hf_sharpness.measure.ball import sharpness
 from hf_sharpness.measure.batches import Batches
 from hf_sharpness.measure.surface import Surface
 
-from .training import DEVICE, METHODS, Row, Watch, distance, draws, flat, items, judged, network, run
+from .training import DEVICE, METHODS, SGD, Row, Watch, distance, draws, flat, items, judged, network, run
 
-SGD: dict[str, Any] = {"base": "sgd", "learning_rate": 0.05}
 RHO = 0.05
 CHEAPER: dict[str, dict[str, Any]] = {
     "SAM, fraction 1/2": {"optim": "sam", "sam_fraction": 0.5},
@@ -44,7 +43,7 @@ def bases() -> Iterator[Row]:
         "AdamW fused": {"base": "adamw_torch_fused"},
         "AdamW, foreach": {"base": "adamw_torch", "optim_args": "foreach=True"},
         "AdamW, capturable": {"base": "adamw_torch", "optim_args": "capturable=True"},
-        "fused SGD": {"base": "sgd", "optim_args": "fused=True", "learning_rate": 0.05},
+        "fused SGD": {**SGD, "optim_args": "fused=True"},
     }.items():
         reference = plain if "AdamW" in what else SGD
         off = distance(run(decoupled, **other), run(decoupled, **reference), start)
@@ -73,7 +72,7 @@ def passes(model: nn.Module, pair: tuple[tuple[dict[str, Tensor], Tensor], ...])
 def by_hand(batches: list[tuple[dict[str, Tensor], Tensor]], a: float) -> Tensor:
     """SGD (a = 0), SAM (1) or coupled WSAM as one would write it for this model; passes have the masks of the first."""
     model = network(dropout=0.1).to(DEVICE).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(model.parameters(), lr=SGD["learning_rate"])
     for pair in zip(batches[::2], batches[1::2], strict=True):
         passes(model, pair)
         weights = [p.detach().clone() for p in model.parameters()]

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from .training import METHODS, Count, Row, Watch, distance, even, flat, judged, network, run
+from .training import METHODS, SGD, Count, Row, Watch, distance, even, flat, judged, network, run
 
 SCRIPT = Path(__file__).resolve().parents[1] / "gpu_checks.py"
 
@@ -23,11 +23,10 @@ SCRIPT = Path(__file__).resolve().parents[1] / "gpu_checks.py"
 def mixed_precision(kind: str) -> Iterator[Row]:
     """Trainer with --fp16 or --bf16 against float32, beside the same distance for a stock Trainer."""
     start = flat(network())
-    sgd = {"base": "sgd", "learning_rate": 0.05}
-    stock = distance(run(None, **sgd, **{kind: True}), run(None, **sgd), start)
+    stock = distance(run(None, **SGD, **{kind: True}), run(None, **SGD), start)
     for name, method in METHODS.items():
         made = {**method, **even(name)}  # a search may end elsewhere on its grid
-        ours = distance(run(made, **sgd, **{kind: True}), run(made, **sgd), start)
+        ours = distance(run(made, **SGD, **{kind: True}), run(made, **SGD), start)
         yield f"`--{kind}` against float32", name, f"{judged(ours, 5 * stock)} (stock {stock:.1e})"
 
 
@@ -70,10 +69,9 @@ def overflow() -> Iterator[Row]:
 def compiled() -> Iterator[Row]:
     """torch.compile with inductor against eager."""
     start = flat(network())
-    sgd = {"base": "sgd", "learning_rate": 0.05}
     for name, method in METHODS.items():
         torch._dynamo.reset()
-        off = distance(run(method, **sgd, torch_compile=True), run(method, **sgd), start)
+        off = distance(run(method, **SGD, torch_compile=True), run(method, **SGD), start)
         yield "torch.compile (inductor), float32, against eager", name, judged(off, 1e-3)
 
 
@@ -118,13 +116,12 @@ def fsdp2() -> Iterator[Row]:
 
 def fsdp2_rank() -> None:
     start = flat(network())
-    sgd = {"base": "sgd", "learning_rate": 0.05}
     wrapping = {"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]}
-    references = {name: run(method, **sgd) for name, method in METHODS.items()}
+    references = {name: run(method, **SGD) for name, method in METHODS.items()}
     AcceleratorState._reset_state()  # accelerate decides once in a process how it runs
     for name, method in METHODS.items():
         watch = Sharded()
-        run(method, watch=watch, **sgd, fsdp=True, fsdp_config=dict(wrapping))
+        run(method, watch=watch, **SGD, fsdp=True, fsdp_config=dict(wrapping))
         result = judged(distance(watch, references[name], start), 1e-4) if watch.is_sharded else "FAILED: not sharded"
         print(f"ROW FSDP2 by Accelerate, one GPU, against DDP | {name} | {result}", flush=True)
     torch.distributed.destroy_process_group()

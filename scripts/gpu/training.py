@@ -18,6 +18,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "WSAM decoupled": {"optim": "wsam", "wsam_mode": "decoupled"},
     "XSAM": {"optim": "xsam"},
 }
+SGD: dict[str, Any] = {"base": "sgd", "learning_rate": 0.05}
+"""The base optimizer that distances are measured under: Adam's would be those of signs."""
 Row = tuple[str, str, str]
 """What was run, with which method, and what came out."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -78,6 +78,7 @@ def test_the_gpu_page_says_whether_it_was_run() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.checked
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: run scripts/gpu_checks.py")
 def test_the_gpu_scripts_code_runs_on_a_cpu(monkeypatch: Any) -> None:
     """What of it does not need a GPU, so that the first run on one is not the first run of its code."""
