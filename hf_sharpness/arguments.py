@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from transformers.training_args import OptimizerNames
 
-from .methods import METHODS, Method, Options, hyperparameters, registry
+from .engine.optimizers import kind_named
+from .methods import METHODS, BaseKind, Method, Options, hyperparameters, registry
 from .methods.options import PREFIX
 from .sharing import config
 from .sharpness_arguments.checks import check_arguments, check_names
@@ -91,6 +92,10 @@ class _SharpnessArguments(ArgumentFields):
         if not self.uses_sharpness:
             return None
         return _made(METHODS[self.optim], self)
+
+    def base_kind(self) -> BaseKind:
+        """What kind of base optimizer ``base_optim`` and transformers' ``optim_args`` name."""
+        return kind_named(self.base_optim, getattr(self, "optim_args", None))
 
     def step_options(self) -> Options:
         """The options of every method's steps."""

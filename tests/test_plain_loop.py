@@ -171,14 +171,15 @@ def test_defaults_are_the_papers(output: str, plain: Any) -> None:
 
 
 AUTO = {
-    "sgd": (BASES[1], {"mode": "decoupled", "gamma": 0.9}),
+    "sgd": (BASES[0], {"mode": "coupled", "gamma": 0.6}),
+    "momentum": (BASES[1], {"mode": "decoupled", "gamma": 0.9}),
     "adamw": (BASES[2], {"mode": "coupled", "gamma": 0.6}),
 }
 
 
 @pytest.mark.parametrize(("base", "settings"), AUTO.values(), ids=AUTO)
 def test_wsam_mode_follows_the_base(base: Base, settings: dict[str, Any], plain: Any) -> None:
-    """`auto` is decoupled with gamma .9 on SGD, coupled with gamma .6 on an adaptive base."""
+    """`auto`: decoupled, gamma .9, on SGD with momentum; coupled, gamma .6, without it and on an adaptive base."""
     model = Net().double()
     reference = expected(model, Spec("wsam", "wsam", {"rho": 0.05} | settings), base)
     optimizer = base.torch(model.parameters())

@@ -24,7 +24,7 @@ from .habits import Habits
 from .kept import Kept
 from .measured import merged
 from .micro_batch import Closure, MicroBatch
-from .optimizers import base_optimizer, is_adaptive
+from .optimizers import base_optimizer, kind_of
 from .passes import Passes
 from .phase import Phase
 from .progress import Progress
@@ -82,7 +82,7 @@ class Engine:
             check_own_loop(model)
         self.weights = weights or Weights(model, base_optimizer(optimizer))
         self.optimizer = self.weights.optimizer
-        self.method = method.resolved(adaptive_base=is_adaptive(self.optimizer))
+        self.method = method.resolved(kind_of(self.optimizer))
         options = options or Options()
         self.phase = Phase(options, self.method, self.optimizer, Progress(total_steps), scheduler)
         check_supported(self.method, model, self.optimizer, options.scope, self.weights.named())

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..methods.base_kind import BaseKind
 from ..vectors import Vector, local
 
 REPLACED = (
@@ -35,6 +36,26 @@ def is_adaptive(optimizer: torch.optim.Optimizer | str) -> bool:
     if isinstance(optimizer, str):
         return optimizer != "sgd"
     return not isinstance(optimizer, torch.optim.SGD)
+
+
+def kind_of(optimizer: torch.optim.Optimizer) -> BaseKind:
+    """What kind of base optimizer this is."""
+    return _kind(is_adaptive(optimizer), any(group.get("momentum") for group in optimizer.param_groups))
+
+
+def kind_named(name: str, settings: str | None) -> BaseKind:
+    """The same, before there is one.
+
+    Args:
+        name: its name in transformers (a value of ``OptimizerNames``).
+        settings: transformers' ``optim_args``.
+    """
+    pairs = dict(pair.partition("=")[::2] for pair in (settings or "").replace(" ", "").split(","))
+    return _kind(is_adaptive(name), pairs.get("momentum", "").strip("0.") != "")  # another digit than 0
+
+
+def _kind(adaptive: bool, momentum: bool) -> BaseKind:
+    return "adaptive" if adaptive else "momentum" if momentum else "plain"
 
 
 STATE_NAMES = {

@@ -96,8 +96,8 @@ class WSAM(SharpnessAware):
             Default: 1.
         mode: `decoupled` (the authors' weight decouple: the sharpness term is added to the weights after the base
             optimizer's step), `preconditioned` (the same, divided by Adam's or AdamW's own sqrt(v_hat) + eps),
-            `coupled` (it is part of the gradient), or `auto`: decoupled for SGD, coupled for an adaptive base (Adam
-            and the like). Default: auto.
+            `coupled` (it is part of the gradient), or `auto`: decoupled for SGD with momentum, coupled for SGD
+            without and for an adaptive base (Adam and the like). Default: auto.
         gamma: Weight of sharpness, 0 <= gamma < 1; 0 is the base optimizer. Default: .9 decoupled (the authors'
             value; the paper recommends .8 - .95), .6 coupled, .5 preconditioned. One mode's gamma is not the
             other's.

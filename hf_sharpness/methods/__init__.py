@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 
 from .base import Method
+from .base_kind import BaseKind
 from .hyperparameters import Hyperparameter, check_hyperparameters, hyperparameter, hyperparameters, is_count, is_number
 from .options import SCOPES, Options
 from .range_form import RangeForm
@@ -24,6 +25,7 @@ globals().update(_own)
 __all__ = [
     "METHODS",
     "SCOPES",
+    "BaseKind",
     "Hyperparameter",
     "Method",
     "Options",

@@ -1,6 +1,7 @@
 # Written by scripts/stubs.py from the methods: change them instead.
 
 from .base import Method as Method
+from .base_kind import BaseKind as BaseKind
 from .hyperparameters import Hyperparameter as Hyperparameter
 from .hyperparameters import check_hyperparameters as check_hyperparameters
 from .hyperparameters import hyperparameter as hyperparameter
@@ -25,6 +26,7 @@ __all__ = [
     "SCOPES",
     "WSAM",
     "XSAM",
+    "BaseKind",
     "Hyperparameter",
     "Method",
     "Options",

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from .base_kind import BaseKind
 from .hyperparameters import check_hyperparameters
 from .range_form import RangeForm
 from .signs import Sign
@@ -63,11 +64,11 @@ class Method:
     def __post_init__(self) -> None:
         check_hyperparameters(self)
 
-    def resolved(self, adaptive_base: bool) -> Method:
+    def resolved(self, base: BaseKind) -> Method:
         """The method with every default filled in that depends on the base optimizer.
 
         Args:
-            adaptive_base: whether the base scales its step per coordinate (Adam and the like) or not (SGD).
+            base: what kind of optimizer that is.
         """
         return self
 
@@ -82,12 +83,12 @@ class Method:
         return {self.paper: self.bibtex} if self.paper else {}
 
     @classmethod
-    def meanings(cls, settings: Mapping[str, Any], adaptive_base: bool) -> dict[str, str]:
+    def meanings(cls, settings: Mapping[str, Any], base: BaseKind) -> dict[str, str]:
         """For hyper-parameters whose number means another thing in another setting: the setting, in a few words.
 
         Args:
             settings: all hyper-parameters by name.
-            adaptive_base: as in ``resolved``.
+            base: as in ``resolved``.
         """
         return {}
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .base import Method
+from .base_kind import BaseKind
 from .hyperparameters import hyperparameter, is_count, is_number
 from .options import SCOPES
 from .range_form import RangeForm
@@ -82,9 +83,9 @@ class SAM(Method):
         return {**super().cited, **(ASAM if self.adaptive else {})}
 
     @classmethod
-    def meanings(cls, settings: Mapping[str, Any], adaptive_base: bool) -> dict[str, str]:
+    def meanings(cls, settings: Mapping[str, Any], base: BaseKind) -> dict[str, str]:
         asam = "ASAM (adaptive), which wants about 10 times SAM's value"
-        return {**super().meanings(settings, adaptive_base), "rho": asam if settings["adaptive"] else "SAM"}
+        return {**super().meanings(settings, base), "rho": asam if settings["adaptive"] else "SAM"}
 
     @property
     def usual(self) -> dict[str, float]:

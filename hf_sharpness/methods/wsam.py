@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ..vectors import add_, scale_
+from .base_kind import BaseKind
 from .hyperparameters import hyperparameter, is_number
 from .range_form import RangeForm
 from .registry import register
@@ -20,9 +21,13 @@ NEGLIGIBLE_GAMMA = 1e-20
 DEFAULT_GAMMA = {"decoupled": 0.9, "coupled": 0.6, "preconditioned": 0.5}
 
 
-def resolved_mode(mode: str, adaptive_base: bool) -> str:
-    """The mode that ``auto`` stands for around such a base optimizer, or the mode itself."""
-    return mode if mode != "auto" else "coupled" if adaptive_base else "decoupled"
+def resolved_mode(mode: str, base: BaseKind) -> str:
+    """The mode that ``auto`` stands for around such a base optimizer, or the mode itself.
+
+    The authors' decoupled mode was made for SGD with momentum mu, which weighs its term by (1 - mu) a. Without momentum
+    the two are one update, and the decoupled mode's gamma .9 would be nine times SAM's weight.
+    """
+    return mode if mode != "auto" else "decoupled" if base == "momentum" else "coupled"
 
 
 def does_nothing(seen: Seen) -> str | None:
@@ -99,7 +104,8 @@ class WSAM(SAM):
         "auto",
         help="`decoupled` (the authors' weight decouple: the sharpness term is added to the weights after the base "
         "optimizer's step), `preconditioned` (the same, divided by Adam's or AdamW's own sqrt(v_hat) + eps), `coupled` "
-        "(it is part of the gradient), or `auto`: decoupled for SGD, coupled for an adaptive base (Adam and the like).",
+        "(it is part of the gradient), or `auto`: decoupled for SGD with momentum, coupled for SGD without and for an "
+        "adaptive base (Adam and the like).",
         require=f"must be one of {', '.join(MODES)}",
         valid=lambda v: v in MODES,
         choices=MODES,
@@ -113,12 +119,12 @@ class WSAM(SAM):
     )
 
     @classmethod
-    def meanings(cls, settings: Mapping[str, Any], adaptive_base: bool) -> dict[str, str]:
-        mode = resolved_mode(settings["mode"], adaptive_base)
-        return {**super().meanings(settings, adaptive_base), "gamma": f"the {mode} mode"}
+    def meanings(cls, settings: Mapping[str, Any], base: BaseKind) -> dict[str, str]:
+        mode = resolved_mode(settings["mode"], base)
+        return {**super().meanings(settings, base), "gamma": f"the {mode} mode"}
 
-    def resolved(self, adaptive_base: bool) -> WSAM:
-        mode = resolved_mode(self.mode, adaptive_base)
+    def resolved(self, base: BaseKind) -> WSAM:
+        mode = resolved_mode(self.mode, base)
         return dataclasses.replace(self, mode=mode, gamma=DEFAULT_GAMMA[mode] if self.gamma is None else self.gamma)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from ..methods import Method
+from ..methods import BaseKind, Method
 
 
 class Arguments(Protocol):
@@ -20,6 +20,8 @@ class Arguments(Protocol):
     def check_sharpness(self) -> None: ...
 
     def method(self) -> Method | None: ...
+
+    def base_kind(self) -> BaseKind: ...
 
     def shared_values(self) -> dict[str, Any]:
         """What a config says of them."""

@@ -23,7 +23,7 @@ from huggingface_hub import CommitInfo, HfApi
 from packaging.version import InvalidVersion, Version
 
 from .. import __version__
-from ..engine.optimizers import is_adaptive
+from ..engine.optimizers import kind_named
 from ..methods import METHODS, hyperparameters, registry
 from .arguments import Arguments
 from .fetch import MAX_BYTES, fetch, read
@@ -55,7 +55,7 @@ def config_text(arguments: Arguments) -> str:
         if package := registry.package_of(method.name):
             about["package"] = package
         given: Any = arguments.method()
-        meant = given.resolved(is_adaptive(arguments.base_optim))
+        meant = given.resolved(arguments.base_kind())
         names = {argument: h.name for argument, h in registry.arguments_of(method).items()}
         resolved = {
             a: getattr(meant, name) for a, name in names.items() if getattr(meant, name) != getattr(given, name)
@@ -162,7 +162,8 @@ def _refuse_new_meanings(
     """
     before = {**arguments.argument_defaults(values.get("optim")), **values}
     after = {**before, **{name: getattr(arguments, name) for name in given}}
-    earlier, now = _meanings(before), _meanings(after)
+    settings = getattr(arguments, "optim_args", None)
+    earlier, now = _meanings(before, settings), _meanings(after, settings)
     for argument in free.keys() & earlier.keys() & now.keys():
         if free[argument] is not None and earlier[argument] != now[argument]:
             raise ValueError(
@@ -171,14 +172,14 @@ def _refuse_new_meanings(
             )
 
 
-def _meanings(values: Mapping[str, Any]) -> dict[str, str]:
+def _meanings(values: Mapping[str, Any], optim_args: str | None) -> dict[str, str]:
     """What arguments mean that depend on others, by name, where these choose a method."""
     method = METHODS.get(values["optim"])
     if method is None:
         return {}
     own = hyperparameters(method)
     settings = {name: values[hyperparameter.argument] for name, hyperparameter in own.items()}
-    meanings = method.meanings(settings, is_adaptive(values["base_optim"]))
+    meanings = method.meanings(settings, kind_named(values["base_optim"], optim_args))
     return {own[name].argument: meaning for name, meaning in meanings.items()}
 
 

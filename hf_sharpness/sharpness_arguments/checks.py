@@ -9,7 +9,6 @@ import transformers
 
 from ..engine.deepspeed.config import check_config, read_config
 from ..engine.fraction import check_fraction, size_of_part
-from ..engine.optimizers import is_adaptive
 from ..engine.preconditioner import has_known_preconditioner, refusal
 from ..engine.targets import DEEPSPEED
 from ..methods import METHODS, Method, Options, hyperparameters, registry
@@ -49,7 +48,7 @@ def _check_combinations(arguments: Any) -> None:
             f"base_optim={arguments.base_optim!r} steps inside the backward pass, before a sharpness-aware gradient "
             "exists: use an optimizer that steps after it, such as base_optim='adamw_torch' or 'galore_adamw'"
         )
-    method = arguments.method().resolved(is_adaptive(arguments.base_optim))
+    method = arguments.method().resolved(arguments.base_kind())
     named = {h.name: argument for argument, h in registry.arguments_of(type(method)).items()}
     setting, remedy = method.after_step_setting(named), method.after_step_remedy(named)
     arguments.step_options().check_together(method, f"{PREFIX}_")

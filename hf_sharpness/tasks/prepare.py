@@ -9,7 +9,6 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from ..arguments import TrainingArguments
-from ..engine.optimizers import is_adaptive
 from ..trainer import Trainer
 from .adapters import with_adapters
 from .arguments import REFUSALS, refused, training_arguments, try_optimization
@@ -119,5 +118,5 @@ def method_in_words(arguments: Any) -> str:
     method = arguments.method()
     if method is None:
         return str(getattr(arguments.optim, "value", arguments.optim))
-    described = method.resolved(adaptive_base=is_adaptive(arguments.base_optim)).described
+    described = method.resolved(arguments.base_kind()).described
     return f"{method.name.upper()} ({described}{arguments.step_options().described}) on {arguments.base_optim}"

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub.repocard import metadata_load, metadata_save
 
 from .. import __version__
-from ..engine.optimizers import base_optimizer, is_adaptive
+from ..engine.optimizers import base_optimizer, kind_of
 from ..methods import Method, hyperparameters
 from ..methods.options import PREFIX
 from .callback import SharpnessCallback
@@ -61,8 +61,7 @@ def complete(
     text = text.replace(f"Use {args.optim} and the args are:\n", _optimizer(args))
     # What transformers writes of a model that was made from a configuration.
     text = text.replace("is a fine-tuned version of [](https://huggingface.co/) on", "was trained on")
-    adaptive = is_adaptive(args.base_optim if optimizer is None else base_optimizer(optimizer))
-    method = args.method().resolved(adaptive)
+    method = args.method().resolved(args.base_kind() if optimizer is None else kind_of(base_optimizer(optimizer)))
     repo = repo or getattr(args, "hub_model_id", None) or "FOLDER"
     section = _section(args, method, log_history, (*names, *method.metrics), repo, steps)
     head, heading, tail = text.partition("### Framework versions")

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..arguments import SharpnessArguments
 from ..engine import Engine
-from ..engine.optimizers import is_adaptive
+from ..engine.optimizers import kind_of
 from ..methods import Method, Options, hyperparameters
 from ..methods.options import PREFIX
 
@@ -59,7 +59,7 @@ class LiveArguments:
 
     def _taken_up(self, given: Method) -> bool:
         """Give the method at work the hyper-parameters of another; whether that has an effect."""
-        new, now = given.resolved(is_adaptive(self.engine.optimizer)), self.engine.method
+        new, now = given.resolved(kind_of(self.engine.optimizer)), self.engine.method
         before, self.given = self.given, given
         built_for = (now.adds_after_step, now.preconditions_term)
         if (new.adds_after_step, new.preconditions_term) != built_for:  # the engine is

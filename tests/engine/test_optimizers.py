@@ -11,6 +11,7 @@ from reference import SPECS, Spec, by_name, flat
 from torch import Tensor, nn
 
 from hf_sharpness import SAM, WSAM
+from hf_sharpness.engine.optimizers import kind_named, kind_of
 
 DATA = steps_of(classification(32), 8)
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
@@ -203,3 +204,28 @@ def test_a_closure_of_the_optimizers_step(spec: Spec) -> None:
     spec.ours(twin, other).backward(lambda: closure(twin))
     other.step()
     torch.testing.assert_close(flat(model), flat(twin), **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "kind"),
+    [
+        ("sgd", None, "plain"),
+        ("sgd", "", "plain"),
+        ("sgd", "nesterov=false, momentum=0.0", "plain"),
+        ("sgd", "weight_decay=.1, momentum = .9", "momentum"),
+        ("adamw_torch", "momentum=0", "adaptive"),
+        ("rmsprop", None, "adaptive"),
+    ],
+)
+def test_the_kind_of_a_base_optimizer_by_its_name(name: str, settings: str | None, kind: str) -> None:
+    assert kind_named(name, settings) == kind
+
+
+def test_the_kind_of_a_base_optimizer() -> None:
+    """Momentum in one of several groups is momentum."""
+    weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    groups = [{"params": weights[:1]}, {"params": weights[1:], "momentum": 0.5}]
+    assert kind_of(torch.optim.SGD(weights, lr=0.1)) == "plain"
+    assert kind_of(torch.optim.SGD(weights, lr=0.1, momentum=0.9)) == "momentum"
+    assert kind_of(torch.optim.SGD(groups, lr=0.1)) == "momentum"
+    assert kind_of(torch.optim.AdamW(weights)) == "adaptive"

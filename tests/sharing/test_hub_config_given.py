@@ -59,10 +59,12 @@ def test_other_values_override_the_config(folder: str) -> None:
     [
         ({"wsam_mode": "coupled"}, {"wsam_mode": "decoupled"}, ("coupled", "decoupled")),
         ({"wsam_mode": "coupled"}, {"wsam_mode": "decoupled", "wsam_gamma": 0.8}, None),
-        ({"base_optim": "sgd"}, {"base_optim": "adamw_torch"}, ("decoupled", "coupled")),
-        ({"base_optim": "adamw_torch"}, {"base_optim": "sgd"}, ("coupled", "decoupled")),
+        ({"base_optim": "sgd"}, {"base_optim": "adamw_torch"}, None),
+        ({"base_optim": "adamw_torch"}, {"base_optim": "sgd"}, None),
+        ({"base_optim": "adamw_torch"}, {"base_optim": "sgd", "optim_args": "momentum=.9"}, ("coupled", "decoupled")),
+        ({"base_optim": "sgd"}, {"base_optim": "adamw_torch", "optim_args": "momentum=.9"}, ("decoupled", "coupled")),
         ({"wsam_mode": "coupled"}, {"base_optim": "sgd"}, None),
-        ({"base_optim": "sgd"}, {"wsam_mode": "decoupled"}, None),
+        ({"base_optim": "sgd"}, {"wsam_mode": "decoupled"}, ("coupled", "decoupled")),
         ({"base_optim": "adafactor"}, {"base_optim": "adamw_torch", "sam_rho": 0.1}, None),
         ({"wsam_mode": "coupled"}, {"optim": "sam", "wsam_mode": "decoupled"}, None),
     ],
@@ -70,15 +72,18 @@ def test_other_values_override_the_config(folder: str) -> None:
 def test_one_modes_gamma_is_not_the_others(
     saved: dict[str, Any], given: dict[str, Any], meanings: tuple[str, str] | None, tmp_path: Path
 ) -> None:
+    kind = SharpnessArguments
+    if "optim_args" in given:
+        kind, given = TrainingArguments, {"output_dir": "out", "use_cpu": True, **given}
     SharpnessArguments(optim="wsam", wsam_gamma=0.7, **saved).save_pretrained(tmp_path)
     if meanings is None:
-        arguments = SharpnessArguments(sharpness_config=str(tmp_path), **given)
+        arguments = kind(sharpness_config=str(tmp_path), **given)
         assert arguments.wsam_gamma == given.get("wsam_gamma", 0.7)
         return
     before, after = meanings
     problem = f"its wsam_gamma=0.7 was chosen for the {before} mode, and what was given makes it the {after} mode"
     with pytest.raises(ValueError, match=f"^sharpness_config='.*': {problem}: give wsam_gamma too$"):
-        SharpnessArguments(sharpness_config=str(tmp_path), **given)
+        kind(sharpness_config=str(tmp_path), **given)
 
 
 def test_a_gamma_that_was_not_chosen_follows_the_mode(tmp_path: Path) -> None:

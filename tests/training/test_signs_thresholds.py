@@ -20,7 +20,7 @@ class TinyForSequenceClassification:
 
 def signs(optim: str, model: Any = None, epochs: float = 3.0, fp16: bool = False, **settings: Any) -> Signs:
     args = types.SimpleNamespace(num_train_epochs=epochs, fp16=fp16, learning_rate=0.1)
-    return Signs(METHODS[optim](**settings).resolved(adaptive_base=True), model, args)
+    return Signs(METHODS[optim](**settings).resolved("adaptive"), model, args)
 
 
 def told(seen: Signs, logs: list[dict[str, float]], epoch: float = 0.1, step: int = 51) -> list[str]:

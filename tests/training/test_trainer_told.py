@@ -31,7 +31,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
         ),
         (
             {"optim": "wsam", "base_optim": "sgd", "sam_steps": 2, "gradient_accumulation_steps": 2},
-            "WSAM: rho 0.05, steps 2, gamma 0.9 decoupled, on sgd; 3 passes a step",
+            "WSAM: rho 0.05, steps 2, gamma 0.6 coupled, on sgd; 3 passes a step",
             "24 forward and backward passes, where sgd alone makes 8",
         ),
         (
@@ -62,7 +62,7 @@ def test_start_and_end(
 def test_no_sharpness_aware_step(train: Any, capsys: pytest.CaptureFixture[str]) -> None:
     train(Net(), ITEMS, max_steps=4, optim="wsam", wsam_gamma=0.0, base_optim="sgd")
     first, last = told(capsys)
-    assert first == "WSAM: rho 0.05, gamma 0.0 decoupled, on sgd; 1 pass a step: the base optimizer's own"
+    assert first == "WSAM: rho 0.05, gamma 0.0 coupled, on sgd; 1 pass a step: the base optimizer's own"
     assert last.startswith("WSAM: 0 of 4 optimizer steps were sharpness-aware; 4 forward and backward passes, where")
 
 
