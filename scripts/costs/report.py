@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,10 @@ def times_table(timed: Mapping[str, Timed], floors: Mapping[str, str]) -> str:
         ratio = f"{taken.ratio:.3f} ({low:.3f} - {high:.3f})" if taken.ratios else ""
         least = min(taken.seconds) / min(timed[floors[name]].seconds) if floors[name] else 0
         milliseconds = 1e3 * sorted(taken.seconds)[len(taken.seconds) // 2]
-        rows.append([name, f"{milliseconds:.1f}", ratio, f"{least:.3f}" if least else ""])
-    return table(
-        ["step", "ms, median", "of its floor: median of rounds (quartiles)", "fastest step of fastest floor"], rows
-    )
+        pages = f"{statistics.median(taken.pages):,.0f}"
+        rows.append([name, f"{milliseconds:.1f}", ratio, f"{least:.3f}" if least else "", pages])
+    of_floor = "of its floor: median of rounds (quartiles)"
+    return table(["step", "ms, median", of_floor, "fastest step of fastest floor", "fresh pages of memory"], rows)
 
 
 def memory_table(memory: Mapping[str, Memory], base: Memory, floors: Mapping[str, Memory]) -> str:

@@ -14,6 +14,11 @@ from tqdm import tqdm
 
 from .arms import Arm
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 Clock = Callable[[], float]
 
 
@@ -29,6 +34,11 @@ def clock_for(device: torch.device) -> tuple[Clock, str]:
     return wall, "time on the clock"
 
 
+def fresh_pages() -> int:
+    """How many pages of memory this process has got from the system without a file (0 where that is not told)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt if resource else 0
+
+
 @dataclasses.dataclass
 class Timed:
     """An arm's times.
@@ -36,10 +46,12 @@ class Timed:
     Attributes:
         seconds: of each round.
         ratios: to the floor of the same round.
+        pages: of memory that a step has got anew from the system, in each round.
     """
 
     seconds: list[float]
     ratios: list[float]
+    pages: list[float]
 
     @property
     def ratio(self) -> float:
@@ -72,19 +84,21 @@ def take_turns(arms: Sequence[Arm], rounds: int, clock: Clock, warm_up: int = 2,
     order = [arm for arm in arms for _ in range(2 if arm.name in floors else 1)]
     shuffle = random.Random(0).shuffle
     seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
+    pages: dict[str, list[float]] = {arm.name: [] for arm in arms}
     turns = tqdm(range(-warm_up, rounds), desc="rounds", disable=None)
     try:
         for turn in turns:
             shuffle(order)
-            taken: dict[str, list[float]] = {}
+            taken: dict[str, list[tuple[float, float]]] = {}
             for arm in order:
-                start = clock()
+                before, start = fresh_pages(), clock()
                 for _ in range(steps):
                     arm.step()
-                taken.setdefault(arm.name, []).append((clock() - start) / steps)
+                taken.setdefault(arm.name, []).append(((clock() - start) / steps, (fresh_pages() - before) / steps))
             if turn >= 0:
-                for name, times in taken.items():
-                    seconds[name].append(statistics.mean(times))
+                for name, found in taken.items():
+                    for series, values in zip((seconds, pages), zip(*found, strict=True), strict=True):
+                        series[name].append(statistics.mean(values))
     except KeyboardInterrupt:
         turns.close()
         if not seconds[arms[0].name]:
@@ -94,6 +108,7 @@ def take_turns(arms: Sequence[Arm], rounds: int, clock: Clock, warm_up: int = 2,
         arm.name: Timed(
             seconds[arm.name],
             [t / f for t, f in zip(seconds[arm.name], seconds[arm.floor], strict=True)] if arm.floor else [],
+            pages[arm.name],
         )
         for arm in arms
     }
