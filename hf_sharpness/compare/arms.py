@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
@@ -132,8 +133,14 @@ def sharpness_arms(
                 )
         merged: dict[str, Any] = {argument: own[argument] for argument in known if argument in own}
         if (radius := registry.radius_of(METHODS[method])) is not None:  # the recipe's one value is not tuned
-            usual = _usual(method, radius, {**merged, **choices, **section})
-            merged[radius.argument] = tuple(usual / part for part in PARTS_OF_RADIUS)
+            given = {**merged, **choices, **section}
+            usual = _usual(method, radius, given)
+            if len(usual) > 1 and radius.argument not in {*choices, *section}:
+                raise CompareError(
+                    f"--arms: the arm '{name}' tries settings whose {radius.argument} is in different units (usually "
+                    f"{', '.join(f'{value:g}' for value in usual)}): make an arm of each, or give it {radius.argument}"
+                )
+            merged[radius.argument] = tuple(usual[0] / part for part in PARTS_OF_RADIUS)
         for argument, values in choices.items():
             if argument in known:
                 merged[argument] = tuple(values)
@@ -150,20 +157,19 @@ def sharpness_arms(
     return arms
 
 
-def _usual(method: str, radius: Hyperparameter, arguments: Mapping[str, Any]) -> float:
-    """How far a method perturbs by default, with an arm's other arguments: ASAM ten times as far as SAM."""
+def _usual(method: str, radius: Hyperparameter, arguments: Mapping[str, Any]) -> list[float]:
+    """How far a method perturbs by default, with each of an arm's other settings: ASAM ten times as far as SAM."""
     cls = METHODS[method]
-    settings: dict[str, Any] = {}
+    tried: dict[str, list[Any]] = {}
     for argument, hyperparameter in registry.arguments_of(cls).items():
         given = arguments.get(argument, hyperparameter.default)
-        values = given if isinstance(given, list | tuple) else [given]
-        if argument != radius.argument and len(values) == 1:
-            settings[hyperparameter.name] = values[0]
-    try:
-        usual = cls(**settings).usual
-    except (TypeError, ValueError):  # whoever makes the training arguments says what is wrong with them
-        usual = {}
-    return usual.get(radius.name, radius.default)
+        if argument != radius.argument:
+            tried[hyperparameter.name] = list(given) if isinstance(given, list | tuple) else [given]
+    found: list[float] = []
+    for values in itertools.product(*tried.values()):
+        with contextlib.suppress(TypeError, ValueError):  # whoever makes training arguments of them says what is wrong
+            found.append(cls(**dict(zip(tried, values, strict=True))).usual.get(radius.name, radius.default))
+    return sorted(set(found)) or [radius.default]
 
 
 def with_base_arms(arms: Sequence[Arm], base_optim: str, averaging: bool) -> list[Arm]:

@@ -48,6 +48,16 @@ def test_the_rho_of_asam_is_tuned_over_its_own_range(tmp_path):
     assert sharpness_arms("sam", {"sam_rho": [0.3]}, {"sam_adaptive": True}, "sgd")[0].arguments["sam_rho"] == 0.3
 
 
+def test_one_arm_does_not_tune_sam_and_asam_over_one_range(tmp_path):
+    file = tmp_path / "arms.yaml"
+    file.write_text("both: {optim: sam, sam_adaptive: [true, false]}\n")
+    with pytest.raises(
+        CompareError, match=r"the arm 'both' tries settings whose sam_rho is in different units .*0\.05"
+    ):
+        sharpness_arms(str(file), {}, {}, "sgd")
+    assert sharpness_arms(str(file), {"sam_rho": [0.05, 0.5]}, {}, "sgd")[0].choices["sam_rho"] == (0.05, 0.5)
+
+
 def test_so_is_the_length_of_a_method_from_outside():
     """By its own default; a recipe's one value is not tuned; a method without a length has no such choice."""
     with a_method_from_outside() as far:
