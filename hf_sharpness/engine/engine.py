@@ -258,7 +258,7 @@ class Engine:
     def close(self) -> None:
         """``abort``, and take the hooks off the optimizer."""
         self.abort()
-        self.term.detach()
+        self.term.close()
         self.first_step.close()
         self.state.close()
 

@@ -45,6 +45,12 @@ class OneFactor:
                 self.was_so = True
         return self.was_so and not self.was_otherwise
 
+    def end(self) -> None:
+        """No step follows: tell of the last ones what is known of them, without waiting for it."""
+        if any(relied and otherwise.is_set for otherwise, relied in self.found):
+            warnings.warn(LEFT_OUT, stacklevel=2)
+        self.found.clear()
+
     def note(self, otherwise: Tensor, relied: bool) -> None:
         """A step has looked.
 

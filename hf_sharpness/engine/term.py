@@ -67,6 +67,11 @@ class Term:
             handle.remove()
         self.hooks = []
 
+    def close(self) -> None:
+        """No step follows."""
+        self.one_factor.end()
+        self.detach()
+
     def forget(self) -> None:
         """Drop what has been collected for the step that is being made."""
         self.vector: dict[nn.Parameter, Tensor] = {}

@@ -61,6 +61,23 @@ def test_an_edit_that_begins_late_costs_two_terms_and_is_told(through_data: bool
     torch.testing.assert_close(made, by_hand(Net().double(), rows, begin=4, left_out=(4, 5)), **EXACT)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_edit_in_the_last_step_is_told_as_the_training_ends(masked: bool) -> None:
+    model = Net().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    method = WSAM(model, optimizer, rho=RHO, gamma=GAMMA, mode="decoupled")
+    for number, (batch,) in enumerate(STEPS[:4], start=1):
+        method.backward(lambda batch=batch: accumulate(model, batch, 1))
+        if masked and number == 4:
+            mask_rows(list(model.parameters()))
+        optimizer.step()
+        optimizer.zero_grad()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        method.engine.close()
+    assert ["left out there" in str(warning.message) for warning in told] == [True] * masked
+
+
 def test_a_mask_of_next_to_no_share_is_seen() -> None:
     """Element by element, not by the norm."""
     model = Net().double()
