@@ -104,6 +104,25 @@ def test_the_range_test_beside_a_grid(scripts: Any, tmp_path: Path, capsys: pyte
     assert r"| \|\|delta\|\| = 0.01 x \|\|w\|\| | 1 |" in printed
 
 
+def test_the_size_of_a_term(scripts: Any, tmp_path: Path) -> None:
+    """Runs that differ in their seed are one row."""
+    import term_size
+
+    training = "base_optim: sgd, optim_args: momentum=.9, learning_rate: 0.1, wsam_mode: decoupled, sam_rho: 0.05"
+    for seed, loss, ratios in ((1, 0.5, [0.1, 0.2]), (2, float("nan"), [0.3, 0.4, 0.5])):
+        run = tmp_path / str(seed)
+        run.mkdir()
+        recipe = f"model: {{model_type: vit}}\ndata: {{source: digits}}\ntraining: {{{training}, seed: {seed}}}\n"
+        (run / "recipe.yaml").write_text(recipe)
+        history = [*({"wsam_step_ratio": ratio} for ratio in ratios), {"loss": loss}]
+        (run / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    *_, row = term_size.table([tmp_path / "1", tmp_path / "2"]).splitlines()
+    assert row == "| vit, digits | sgd (momentum=.9) | 0.1 | decoupled | 0.05 | 2 | 0.3 (0.14 - 0.46) | 1 |"
+    (tmp_path / "1" / "trainer_state.json").write_text('{"log_history": []}')
+    with pytest.raises(SystemExit, match="no wsam_step_ratio was logged"):
+        term_size.table([tmp_path / "1"])
+
+
 @pytest.mark.slow
 def test_other_implementations_agree(scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pytorch_optimizer")
