@@ -28,9 +28,7 @@ def read(folder: Path) -> tuple[tuple[Any, ...], list[float], bool]:
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     ratios = [entry["wsam_step_ratio"] for entry in history if "wsam_step_ratio" in entry]
     if not ratios:
-        raise SystemExit(
-            f"{folder}: no wsam_step_ratio was logged; use optim wsam, not coupled, and --logging_steps 10"
-        )
+        raise SystemExit(f"{folder}: no wsam_step_ratio was logged: use optim wsam, not coupled, --logging_steps 10")
     losses = [entry["loss"] for entry in history if "loss" in entry]
     task = f"{recipe['model'].get('model_type') or recipe['model'].get('name_or_path')}, {recipe['data']['source']}"
     return (task, *(training.get(name) for name in SETTINGS)), ratios, not all(map(math.isfinite, losses))
