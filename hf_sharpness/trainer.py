@@ -52,11 +52,11 @@ class _SharpnessTrainer(MixinBase):
     """
 
     # Here instead of in an __init__, whose signature libraries look at.
-    _engine: Engine | None = None
-    _steps: Steps | None = None
-    _averages: Averages
-    _first_epoch_has_begun = False
-    _resumed_from: str | None = None
+    _sharpness_engine: Engine | None = None
+    _sharpness_steps: Steps | None = None
+    _sharpness_averages: Averages
+    _sharpness_epoch_has_begun = False
+    _sharpness_resumed_from: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -70,8 +70,8 @@ class _SharpnessTrainer(MixinBase):
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without what belongs to a training under way."""
         state = dict(vars(self))
-        state.pop("_engine", None)
-        state.pop("_steps", None)
+        state.pop("_sharpness_engine", None)
+        state.pop("_sharpness_steps", None)
         unwrapped(state)
         return state
 
@@ -102,20 +102,20 @@ class _SharpnessTrainer(MixinBase):
         self.remove_callback(SharpnessCallback)
         self.remove_callback(method_check())
         warn_of_unused(self.args)
-        self._resumed_from = None
+        self._sharpness_resumed_from = None
         if self.uses_sharpness or kwargs.get("trial") is not None:  # a search may set `optim` yet
             callback = SharpnessCallback()
             callback.attach(self)  # type: ignore[arg-type]
             self.add_callback(callback)
-        wrap_outermost(self, self._outermost_step)
+        wrap_outermost(self, self._sharpness_outermost_step)
         try:
             return super().train(*args, **kwargs)
         finally:
             unwrapped(vars(self))
-            self._close_engine()
+            self._close_sharpness()
 
-    def _close_engine(self) -> None:
-        engine, self._engine, self._steps = self._engine, None, None
+    def _close_sharpness(self) -> None:
+        engine, self._sharpness_engine, self._sharpness_steps = self._sharpness_engine, None, None
         if engine is not None:
             engine.close()
         accelerator = getattr(self, "accelerator", None)
@@ -126,7 +126,7 @@ class _SharpnessTrainer(MixinBase):
 
     def _start_sharpness(self) -> None:
         """Build the engine, once model and optimizer are what they will be in training."""
-        self._close_engine()
+        self._close_sharpness()
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         if parallelism is not None and (parallelism.cp_enabled or getattr(parallelism, "sp_enabled", False)):
             raise ValueError(
@@ -140,31 +140,31 @@ class _SharpnessTrainer(MixinBase):
         method.load_state_dict(earlier.get("method_state", {}))
         scaler = self.accelerator.scaler
         loss_scale = scaler and (lambda: scaler.scale(torch.ones((), device=self.args.device)))
-        weights, loss_scale = self._deepspeed_weights() if self.is_deepspeed_enabled else (None, loss_scale)
-        self._engine = Engine(
+        weights, loss_scale = self._sharpness_deepspeed_weights() if self.is_deepspeed_enabled else (None, loss_scale)
+        self._sharpness_engine = Engine(
             method,
             self.model_wrapped,
             self.optimizer,
             options=self.args.step_options(),
             loss_scale=loss_scale,
-            no_sync=self._gradients_unreduced,
+            no_sync=self._sharpness_unreduced,
             weights=weights,
             is_half=self.accelerator.mixed_precision == "bf16",
             total_steps=self.state.max_steps,
             scheduler=to_look_ahead_in(self.lr_scheduler, earlier.get("decay_begins")),
             roots=state_of(self),
         )
-        self._engine.course.progress.steps_made = self.state.global_step
-        if self._resumed_from is not None:
-            kept.load(self._engine.course.kept, self._resumed_from, self.args.process_index)
-        self._steps = Steps(self, self._engine, _SharpnessTrainer.training_step, _STOCK_TRAINER)
-        self._averages = Averages((*LOGGED, *self._engine.method.metrics))
+        self._sharpness_engine.course.progress.steps_made = self.state.global_step
+        if self._sharpness_resumed_from is not None:
+            kept.load(self._sharpness_engine.course.kept, self._sharpness_resumed_from, self.args.process_index)
+        self._sharpness_steps = Steps(self, self._sharpness_engine, _SharpnessTrainer.training_step, _STOCK_TRAINER)
+        self._sharpness_averages = Averages((*LOGGED, *self._sharpness_engine.method.metrics))
         # A resume may begin in the middle of an epoch, which is then no new one.
         if at_epoch_boundary(self.state):
-            self._engine.start_epoch()
-        self._first_epoch_has_begun = False
+            self._sharpness_engine.start_epoch()
+        self._sharpness_epoch_has_begun = False
 
-    def _deepspeed_weights(self) -> tuple[ZeroWeights, Any]:
+    def _sharpness_deepspeed_weights(self) -> tuple[ZeroWeights, Any]:
         """Where DeepSpeed's weights are, and its loss scale; from now on it steps when the passes are over."""
         accelerator = self.accelerator
         if accelerator.deepspeed_engine_wrapped is None:  # Accelerate has destroyed it, and made no other
@@ -180,21 +180,21 @@ class _SharpnessTrainer(MixinBase):
     def _start_sharpness_late(self) -> None:
         """The same in the first step: callbacks that were restored from a checkpoint do not know their trainer."""
         self._start_sharpness()
-        self._first_epoch_has_begun = True
+        self._sharpness_epoch_has_begun = True
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, SharpnessCallback):
                 callback.attach(self)  # type: ignore[arg-type]
 
-    def _gradients_unreduced(self) -> AbstractContextManager[None]:
+    def _sharpness_unreduced(self) -> AbstractContextManager[None]:
         return gradients_unreduced(self.model_wrapped)
 
-    def _outermost_step(self, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _sharpness_outermost_step(self, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """While ``train`` runs, every call of this Trainer's ``training_step``, whoever has defined it, comes here."""
-        if self._engine is None and self.uses_sharpness and self.is_in_train:
+        if self._sharpness_engine is None and self.uses_sharpness and self.is_in_train:
             self._start_sharpness_late()
-        if self._steps is None:
+        if self._sharpness_steps is None:
             return step(*args, **kwargs)
-        return self._steps.outermost(step, args, kwargs)
+        return self._sharpness_steps.outermost(step, args, kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward of a micro-batch; after the step's last one also the further passes of the method.
@@ -203,37 +203,43 @@ class _SharpnessTrainer(MixinBase):
             The clean loss L(w) of the micro-batch.
         """
         plain_step = super().training_step
-        if self._steps is None:
+        if self._sharpness_steps is None:
             return plain_step(model, inputs, *args, **kwargs)
-        return self._steps.inner(InnerStep(plain_step, model, args, kwargs), inputs)
+        return self._sharpness_steps.inner(InnerStep(plain_step, model, args, kwargs), inputs)
 
-    def _on_epoch_begin(self) -> None:
-        if self._first_epoch_has_begun and self._engine is not None:
-            self._engine.start_epoch()
-        self._first_epoch_has_begun = True
+    def _sharpness_epoch_begins(self) -> None:
+        if self._sharpness_epoch_has_begun and self._sharpness_engine is not None:
+            self._sharpness_engine.start_epoch()
+        self._sharpness_epoch_has_begun = True
 
-    def _on_optimizer_step(self) -> dict[str, Any]:
+    def _sharpness_optimizer_step(self) -> dict[str, Any]:
         """Called after ``optimizer.step()``, also when a GradScaler skipped it. Returns the method's state to save."""
-        if self._engine is None or self._steps is None or not self._steps.gradient_is_ready:
+        if (
+            self._sharpness_engine is None
+            or self._sharpness_steps is None
+            or not self._sharpness_steps.gradient_is_ready
+        ):
             raise RuntimeError(
                 f"optim={self.args.optim!r} had no effect: the training loop of {type(self).__name__} does not call "
                 "training_step, where sharpness-aware steps are made: have it call training_step, or use "
                 f"{METHODS[self.args.optim].__name__} of this package in it"
             )
-        self._steps.gradient_is_ready = False
-        self._averages.add(self._engine.metrics)
-        self._engine.drop_pending(self.optimizer)
-        return self._engine.method.state_dict()
+        self._sharpness_steps.gradient_is_ready = False
+        self._sharpness_averages.add(self._sharpness_engine.metrics)
+        self._sharpness_engine.drop_pending(self.optimizer)
+        return self._sharpness_engine.method.state_dict()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """transformers' own, with the sharpness series beside the training loss."""
-        if self._steps is not None and self._steps.replaying:
+        if self._sharpness_steps is not None and self._sharpness_steps.replaying:
             return
-        if self._engine is not None and ("loss" in logs or "learning_rate" in logs):  # SetFit renames the loss
-            logs.update(self._averages.take(self._sum_over_ranks, self.args.device))
+        if self._sharpness_engine is not None and (
+            "loss" in logs or "learning_rate" in logs
+        ):  # SetFit renames the loss
+            logs.update(self._sharpness_averages.take(self._sharpness_sum_over_ranks, self.args.device))
         super().log(logs, *args, **kwargs)
 
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+    def _sharpness_sum_over_ranks(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, reduction="sum")
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
@@ -251,22 +257,22 @@ class _SharpnessTrainer(MixinBase):
                     config.save(self.args, folder)
                 else:
                     config.remove_stale(SharpnessArguments, folder)
-        with self._engine.clean_weights() if self._engine is not None else contextlib.nullcontext():
+        with self._sharpness_engine.clean_weights() if self._sharpness_engine is not None else contextlib.nullcontext():
             super().save_model(output_dir, *args, **kwargs)
         card.leave(self, output_dir, *args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str, *args: Any, **kwargs: Any) -> None:
         """transformers' own, and the tensors that the method keeps. DeepSpeed's state has the weights in it: the
         unperturbed ones."""
-        with self._engine.clean_weights() if self._engine is not None else contextlib.nullcontext():
+        with self._sharpness_engine.clean_weights() if self._sharpness_engine is not None else contextlib.nullcontext():
             super()._save_optimizer_and_scheduler(output_dir, *args, **kwargs)
-        if self._engine is not None:
-            kept.save(self._engine.course.kept, output_dir, self.args.process_index)
+        if self._sharpness_engine is not None:
+            kept.save(self._sharpness_engine.course.kept, output_dir, self.args.process_index)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> None:
         """transformers' own. What the method keeps is loaded once the engine is there."""
         super()._load_optimizer_and_scheduler(checkpoint, *args, **kwargs)
-        self._resumed_from = checkpoint
+        self._sharpness_resumed_from = checkpoint
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """transformers' own, with method, hyper-parameters, measured sharpness, papers and tags."""

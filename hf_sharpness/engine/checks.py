@@ -88,6 +88,12 @@ def check_supported(
         raise ValueError(
             f"scope={scope!r} needs every rank to hold all weights, but these are sharded (FSDP2): use scope='global'"
         )
+    for name, parameter in trainable:
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(
+                f"the parameter {name} has no shape yet (a lazy module), so that it could not be put back after a "
+                "perturbation: run the model on a batch before, which gives it one"
+            )
     _check_precision(method, model, trainable)
     if not method.is_plain:
         check_optimizer(optimizer)

@@ -56,10 +56,17 @@ class Term:
         """Add the term in the hooks of the base optimizer of these weights, and of no other."""
         self.detach()
         self.weights = weights
-        self.hooks = [
-            weights.optimizer.register_step_pre_hook(self._before_step),
-            weights.optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._go_between()
+
+    def _go_between(self) -> None:
+        """Hook in after all others before a step, which may change the gradient, and before all others after it."""
+        self.detach()
+        optimizer: Any = self.weights.optimizer
+        before = optimizer.register_step_pre_hook(self._before_step)
+        after = optimizer.register_step_post_hook(self._after_step)
+        self.hooks = [before, after]
+        # Private in torch: nothing public puts a hook first. An average of the weights is to see them with the term.
+        optimizer._optimizer_step_post_hooks.move_to_end(after.id, last=False)
 
     def detach(self) -> None:
         """Take the hooks off the optimizer."""
@@ -129,6 +136,7 @@ class Term:
         if self.vector:
             missing = [p for p in self.vector if p not in self.scratch]
             self.scratch |= dict(zip(missing, vectors.clone(vectors.local(missing)), strict=True))
+            self._go_between()
             self.pending = AfterStep(
                 self.vector,
                 self.weight,

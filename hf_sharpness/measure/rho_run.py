@@ -59,14 +59,14 @@ class _Course(transformers.TrainerCallback):
         self.found: list[dict[str, Any]] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        method = self.trainer._engine.method
+        method = self.trainer._sharpness_engine.method
         if self.plan is None:
             self.plan = method.plan = plan_of(self.wish, state.max_steps)
             self.found = method.found
         if self.plan.look(state.global_step) is not None:
-            params = self.trainer._engine.parameters()
+            params = self.trainer._sharpness_engine.parameters()
             self.weight_norms[state.global_step] = float(
-                vectors.norm(vectors.local(params), self.trainer._engine.weights.owners(params))
+                vectors.norm(vectors.local(params), self.trainer._sharpness_engine.weights.owners(params))
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:

@@ -18,15 +18,15 @@ class Listener(Protocol):
 
     args: Any
     state: TrainerState
-    _engine: Engine | None
+    _sharpness_engine: Engine | None
 
     uses_sharpness: bool
 
     def _start_sharpness(self) -> None: ...
 
-    def _on_epoch_begin(self) -> None: ...
+    def _sharpness_epoch_begins(self) -> None: ...
 
-    def _on_optimizer_step(self) -> dict[str, Any]: ...
+    def _sharpness_optimizer_step(self) -> dict[str, Any]: ...
 
 
 class SharpnessCallback(TrainerCallback, ExportableState):
@@ -49,8 +49,8 @@ class SharpnessCallback(TrainerCallback, ExportableState):
         """Tell this trainer (held weakly) what happens."""
         self._trainer = weakref.ref(trainer)
         _trainers.add(trainer)
-        if trainer._engine is not None:  # attached in the first step, of whose beginning it has not been told
-            self._watch = Watch(trainer, trainer._engine)
+        if trainer._sharpness_engine is not None:  # attached in the first step, of whose beginning it has not been told
+            self._watch = Watch(trainer, trainer._sharpness_engine)
             self._watch.begin(trainer.state)
             self._watch.before_step(trainer.state)
 
@@ -77,23 +77,23 @@ class SharpnessCallback(TrainerCallback, ExportableState):
         trainer = self.listener
         if trainer is not None:
             trainer._start_sharpness()
-            assert trainer._engine is not None
-            phase = trainer._engine.phase
+            assert trainer._sharpness_engine is not None
+            phase = trainer._sharpness_engine.phase
             self.decay_begins = phase.first if phase.options.start == DECAY else None
             is_first = self._watch is None  # auto_find_batch_size begins anew
-            self._watch = Watch(trainer, trainer._engine)
+            self._watch = Watch(trainer, trainer._sharpness_engine)
             if is_first:
                 self._watch.begin(state)
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if (trainer := self.listener) is not None:
-            trainer._on_epoch_begin()
+            trainer._sharpness_epoch_begins()
 
     def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if (trainer := self.listener) is not None:
-            self.method_state = trainer._on_optimizer_step()
-            if self.sharp_steps is not None and trainer._engine is not None:
-                self.sharp_steps += "perturbed_loss" in trainer._engine.metrics
+            self.method_state = trainer._sharpness_optimizer_step()
+            if self.sharp_steps is not None and trainer._sharpness_engine is not None:
+                self.sharp_steps += "perturbed_loss" in trainer._sharpness_engine.metrics
         if self._watch is not None:
             self._watch.step()
 
@@ -123,7 +123,7 @@ _trainers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 def is_at_work(args: Any) -> bool:
     """Whether a training with these arguments is under way whose steps are those of a sharpness-aware method."""
-    return any(trainer.args is args and trainer._engine is not None for trainer in _trainers)
+    return any(trainer.args is args and trainer._sharpness_engine is not None for trainer in _trainers)
 
 
 def at_epoch_boundary(state: TrainerState) -> bool:

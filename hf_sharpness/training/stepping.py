@@ -18,9 +18,9 @@ OPTIMIZER_STEPS = (
     "optimizer would step again: step it in a callback (on_step_end), or train with one of transformers' own optim"
 )
 GENERATES = (
-    "{where} generates text, and does not call super().training_step() once for all that it differentiates. A "
-    "sharpness-aware step would go through all of it again, and moved weights generate another text: generate in "
-    "_prepare_inputs, or train with one of transformers' own optim"
+    "{where} generates text. A sharpness-aware step goes through it again, and moved weights would generate another "
+    "text: generate in _prepare_inputs, or in a training_step of yours before it calls super().training_step(), or "
+    "train with one of transformers' own optim"
 )
 
 

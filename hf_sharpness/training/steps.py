@@ -212,8 +212,7 @@ class Steps:
 
         self.gradients = GradientWatch.of(self.engine)
         self.gradients.note(through_data=False)
-        with generation_refused(self.trainer.model, self._refuse_generation):
-            self._record(first_pass, run, call, inputs)
+        self._record(first_pass, run, call, inputs)
         skipped = not self.gradients.changed()
         self.gradients.close()
         if skipped:
@@ -272,7 +271,8 @@ class Steps:
 
         def closure() -> Tensor:
             if passes.first is None:  # the Trainer counts it
-                with first_pass.recorded(), self.guard.watched(), passes.compared():
+                no_text = generation_refused(self.trainer.model, self._refuse_generation)
+                with first_pass.recorded(), self.guard.watched(), passes.compared(), no_text:
                     call.loss = run(inputs)
                 return call.loss
             with passes.compared():

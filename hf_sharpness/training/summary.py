@@ -58,7 +58,7 @@ class Summary:
 
     def end(self, state: TrainerState) -> None:
         """Say what happened. All ranks call it."""
-        means = self.sharpness.take(self.trainer._sum_over_ranks, self.trainer.args.device)
+        means = self.sharpness.take(self.trainer._sharpness_sum_over_ranks, self.trainer.args.device)
         if not self.steps or not state.is_world_process_zero:
             return
         progress, phase = self.engine.course.progress, self.engine.phase

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from edits_by_hand import EDITS, EXACT, GAMMA, LR, RHO, STEPS, Edit, by_hand, mask_then_clip, ours
+from edits_by_hand import EDITS, EXACT, GAMMA, LR, RHO, STEPS, Edit, by_hand, mask_rows, mask_then_clip, ours, rows
 from models import Net, Record, accumulate
 from reference import flat
 from torch import Tensor, nn
@@ -19,6 +19,31 @@ from hf_sharpness.engine import Engine
 def test_the_term_follows_the_edit(name: str) -> None:
     edit, factors = EDITS[name]
     torch.testing.assert_close(ours(Net().double(), edit), by_hand(Net().double(), factors), **EXACT)
+
+
+@pytest.mark.parametrize("registered", ["before", "after"])
+def test_hooks_of_the_users_on_the_optimizer(registered: str) -> None:
+    """One before the step changes the gradient, and the term with it; one after it finds the weights with the term."""
+    model = Net().double()
+    params = list(model.parameters())
+    optimizer = torch.optim.SGD(params, lr=LR)
+    seen: list[Tensor] = []
+
+    def register() -> None:
+        optimizer.register_step_pre_hook(lambda *args: mask_rows(params))
+        optimizer.register_step_post_hook(lambda *args: seen.append(flat(model)))
+
+    if registered == "before":
+        register()
+    method = WSAM(model, optimizer, rho=RHO, gamma=GAMMA, mode="decoupled")
+    if registered == "after":
+        register()
+    for (batch,) in STEPS:
+        method.backward(lambda batch=batch: accumulate(model, batch, 1))
+        optimizer.step()
+        optimizer.zero_grad()
+        assert torch.equal(seen[-1], flat(model))
+    torch.testing.assert_close(flat(model), by_hand(Net().double(), rows), **EXACT)
 
 
 @pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW], ids=lambda c: c.__name__)

@@ -48,14 +48,16 @@ def drawing(directory: Path, stage: int, name: str) -> dict[str, Any]:
     """What this rank drew in the last step, and what all drew by the norm and dot product."""
     trainer = made(directory, stage, optim=name)
     seen: dict[str, Any] = {}
-    close = trainer._close_engine
+    close = trainer._close_sharpness
 
     def look() -> None:
-        if trainer._engine is not None:
-            seen.update(elements=trainer._engine.method.elements, squares=trainer._engine.method.squares)
+        if trainer._sharpness_engine is not None:
+            seen.update(
+                elements=trainer._sharpness_engine.method.elements, squares=trainer._sharpness_engine.method.squares
+            )
         close()
 
-    trainer._close_engine = look
+    trainer._close_sharpness = look
     trainer.train()
     return seen | trainer.state.log_history[-2]
 

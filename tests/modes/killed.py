@@ -47,7 +47,7 @@ def train(name: str, folder: Path) -> None:
 
         def count(self, *args: Any) -> None:
             self.replays += 1
-            if self._engine.passes is not None and self._engine.passes.saved:
+            if self._sharpness_engine.passes is not None and self._sharpness_engine.passes.saved:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     args = TrainingArguments(output_dir=str(folder / name), **ARGUMENTS | named(name).arguments())

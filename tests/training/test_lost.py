@@ -31,7 +31,7 @@ class Swallows(transformers.Trainer):
         try:
             model.train()
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
-            if self._steps.replaying and self.state.global_step == self.fails:
+            if self._sharpness_steps.replaying and self.state.global_step == self.fails:
                 raise torch.OutOfMemoryError("out of memory")
             self.accelerator.backward(loss / self.args.gradient_accumulation_steps)
             return loss.detach() / self.args.gradient_accumulation_steps

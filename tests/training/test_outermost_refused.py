@@ -194,3 +194,16 @@ def test_the_mixin_after_a_trainer_is_refused() -> None:
     type("Fine", (hf_sharpness.SharpnessTrainerMixin, sub), {})
     type("Fine", (sub, hf_sharpness.Trainer), {})
     type("Fine", (hf_sharpness.Trainer, hf_sharpness.SharpnessTrainerMixin), {})
+
+
+@every_method
+def test_generating_in_the_loss(method: Any, train: Any) -> None:
+    class Online:
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().compute_loss(model, inputs | {"x": model.generate(inputs["x"])}, *args, **kwargs)
+
+    own = type("Own", (Online, Ours), {})
+    run = train(Writer().double(), ITEMS, trainer_class=own, catch=ValueError, **OPTIONS, **method)
+    assert "loss (compute_loss, or the model's forward) generates text" in str(run.error)
+    assert not run.weights
+    assert "generate" not in vars(run.model)

@@ -75,7 +75,7 @@ def test_the_wrapper_is_gone_after_an_error(error: type, train: Any) -> None:
     run = train(Net().double(), ITEMS, trainer_class=Own, catch=error, **OPTIONS, **SAM)
     assert run.error is not None
     assert "training_step" not in vars(run.trainer)
-    assert run.trainer._steps is None
+    assert run.trainer._sharpness_steps is None
 
 
 class Pickled(TrainerCallback):

@@ -24,7 +24,7 @@ MOST = 20_000
 LONGEST_OF_OBJECTS, LONGEST_OF_TENSORS = 64, 2_000
 """Elements of a list that are looked at one by one."""
 LARGEST_ARRAY = 2**16
-"""Bytes of a NumPy array, or one of Python's, that is still copied."""
+"""Bytes of a NumPy array that is copied; a larger one is watched as a tensor is. One of Python's is left alone then."""
 ATOMS = {
     *(int, float, complex, bool, str, bytes, type(None), type(Ellipsis), type(NotImplemented), range, slice, type),
     *(torch.dtype, torch.device, torch.Size, torch.layout, types.BuiltinFunctionType, types.ModuleType),

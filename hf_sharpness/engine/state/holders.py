@@ -13,10 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from operator import is_
 from typing import Any
 
-from torch import Tensor
-
 LONGEST = 10_000
-"""Lists of more elements are data or a long record: known by their length, so that what was appended can be told."""
+"""Lists and dicts of more elements are data or a long record: of a list the length is noted, so that what was appended
+can be told, until one is seen to change in another way."""
 
 Content = Any
 """What a holder held, as ``Holder.take`` returns it."""
@@ -88,6 +87,18 @@ class Names(Holder):
                     self.delete(name)
                 else:
                     self.set(name, value)
+        if self.is_dict:
+            self._order_as(content)
+
+    def _order_as(self, content: Content) -> None:
+        """A dict may be a queue: what a pass has thrown out of it comes back where it was, and not last."""
+        kind: Any = OrderedDict if isinstance(self.target, OrderedDict) else dict
+        if all(map(is_, kind.__iter__(self.target), content)):
+            return
+        for name in [name for name in content if kind.__contains__(self.target, name)]:
+            value = kind.__getitem__(self.target, name)
+            self.delete(name)
+            self.set(name, value)
 
     def changes(self, content: Content) -> list[tuple[Any, Any, Any]]:
         """For every name that holds another value than in ``content``: the name, that value, the present one."""
@@ -102,7 +113,7 @@ class Names(Holder):
         return [change for change in changes if change[0] not in self.skip]
 
     def items(self) -> Iterable[tuple[Any, Any]]:
-        return dict.items(self.target)
+        return (OrderedDict if isinstance(self.target, OrderedDict) else dict).items(self.target)
 
     def set(self, name: Any, value: Any) -> None:
         (OrderedDict if isinstance(self.target, OrderedDict) else dict).__setitem__(self.target, name, value)
@@ -149,7 +160,7 @@ class Slots(Names):
 
 
 class ClassValues(Names):
-    """The numbers and tensors among the attributes of a class."""
+    """The attributes of a class, but for functions, properties and the like, and other classes."""
 
     __slots__ = ()
 
@@ -160,7 +171,7 @@ class ClassValues(Names):
 
     def items(self) -> Iterator[tuple[str, Any]]:
         for name, value in self.of(self.target):
-            if type(value) in (int, float) or isinstance(value, Tensor):
+            if not hasattr(type(value), "__get__") and not isinstance(value, type | types.ModuleType):
                 yield name, value
 
     def set(self, name: str, value: Any) -> None:
@@ -189,13 +200,22 @@ class Cell(Names):
 
 
 class Elements(Holder):
-    """A list, deque or set."""
+    """A list, deque or set.
 
-    __slots__ = ()
+    Args:
+        target: the object.
+        whole: note all elements, however many there are.
+    """
+
+    __slots__ = ("whole",)
+
+    def __init__(self, target: Any, whole: bool = False) -> None:
+        super().__init__(target)
+        self.whole = whole
 
     def take(self) -> Content:
         kind: Any = self._kind()
-        if kind is list and list.__len__(self.target) > LONGEST:
+        if kind is list and list.__len__(self.target) > LONGEST and not self.whole:
             return list.__len__(self.target), ()
         return list(kind.__iter__(self.target))
 
@@ -218,6 +238,13 @@ class Elements(Holder):
         if type(earlier) is tuple:
             return earlier[0], tuple(list.__getitem__(self.target, slice(earlier[0], None)))
         return self.take()
+
+    def has_changed(self, earlier: Content) -> bool:
+        """Whether elements that it had were replaced, moved or taken away."""
+        kind: Any = self._kind()
+        if type(earlier) is tuple:
+            return bool(list.__len__(self.target) < earlier[0])
+        return kind.__len__(self.target) < len(earlier) or not all(map(is_, kind.__iter__(self.target), earlier))
 
     def _put_end(self, length: int, end: tuple[Any, ...]) -> None:
         if list.__len__(self.target) >= length:  # else it has been emptied, and what it held is not known

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -22,7 +23,13 @@ _OF_A_MODULE = frozenset(vars(nn.Module()))
 _OF_AN_OPTIMIZER = frozenset(vars(torch.optim.SGD([torch.zeros(1)], lr=0.1))) | {"step", "zero_grad"}
 
 
-def reach(roots: Iterable[Root], is_weight: Callable[[Any], bool], binds_weights: bool, quiet: QuietModules) -> Reached:
+def reach(
+    roots: Iterable[Root],
+    is_weight: Callable[[Any], bool],
+    binds_weights: bool,
+    quiet: QuietModules,
+    changing: Collection[int] | None = (),
+) -> Reached:
     """Walk from the roots, the nearest objects first.
 
     What quiet modules hold is in ``quiet`` instead of in the result.
@@ -33,8 +40,9 @@ def reach(roots: Iterable[Root], is_weight: Callable[[Any], bool], binds_weights
         binds_weights: whether something else than the user's code binds other tensors to the names of parameters
             (FSDP2, ZeRO-3), so that those names are left alone.
         quiet: what the walk before this one knew of quiet modules; it is renewed if they have changed.
+        changing: ids of those long lists and dicts whose elements are noted; None for all of them.
     """
-    walk = _Walk(is_weight, binds_weights, quiet)
+    walk = _Walk(is_weight, binds_weights, quiet, changing)
     if quiet.are_unchanged():
         walk.seen |= quiet.ids
         others, quiet.others, quiet.is_complete = quiet.others, [], False
@@ -56,7 +64,14 @@ def reach(roots: Iterable[Root], is_weight: Callable[[Any], bool], binds_weights
 
 
 class _Walk:
-    def __init__(self, is_weight: Callable[[Any], bool], binds_weights: bool, quiet: QuietModules) -> None:
+    def __init__(
+        self,
+        is_weight: Callable[[Any], bool],
+        binds_weights: bool,
+        quiet: QuietModules,
+        changing: Collection[int] | None,
+    ) -> None:
+        self.changing = changing
         self.quiet = quiet
         self.is_weight = is_weight
         self.binds_weights = binds_weights
@@ -69,12 +84,20 @@ class _Walk:
     def put(self, value: Any, path: Path) -> None:
         """Have a value looked at later, if there is anything in it."""
         kind = type(value)
-        if kind in bounds.ATOMS or id(value) in self.seen or len(self.queue) >= bounds.MOST:
+        if kind in bounds.ATOMS or id(value) in self.seen:
             return
         visit = visit_of(kind)
-        if visit is not None:
-            self.seen.add(id(value))
-            self.queue.append((visit, value, path))
+        if visit is None:
+            return
+        if len(self.queue) >= bounds.MOST:
+            self.reached.is_cut = True
+            return
+        self.seen.add(id(value))
+        self.queue.append((visit, value, path))
+
+    def changes(self, value: Any) -> bool:
+        """Whether a long list or dict is to be noted."""
+        return self.changing is None or id(value) in self.changing
 
     def put_all(self, items: Iterable[tuple[Any, Any]], path: Path) -> None:
         for key, value in items:
@@ -121,6 +144,15 @@ class _Walk:
         self.reached.optimizers.add(id(optimizer))
         for contents in (optimizer.state, *groups, *optimizer.state.values()):
             self.put(contents, path)
+
+    def dataset(self, dataset: Any, path: Path) -> None:
+        """A library's: the datasets, or the tensors, that it was made of (``Subset``, ``TensorDataset``)."""
+        for name in ("dataset", "datasets", "tensors"):
+            self.put(bounds.attributes_of(dataset).get(name), (path, name))
+
+    def scripted(self, module: Any, path: Path) -> None:
+        """TorchScript has the attributes of its modules to itself; tensors can be had."""
+        self.put_all(module.named_buffers(), path)
 
     def wrapper(self, module: nn.Module, path: Path) -> None:
         for inner in module._modules.values():
@@ -194,16 +226,17 @@ class _Walk:
                     self.put(function, (None, kind.__name__))
 
     def mapping(self, value: Any, path: Path) -> None:
-        if dict.__len__(value) <= LONGEST:
-            skip = self.skips.get(id(value), frozenset())
+        is_long, skip = dict.__len__(value) > LONGEST, self.skips.get(id(value), frozenset())
+        if not is_long or self.changes(value):
             self.reached.holders.append(Names(value, skip, is_dict=True))
+        if not is_long:
             self.put_all(((bounds.label(key), v) for key, v in dict.items(value) if key not in skip), path)
         if type(value) not in bounds.PLAIN:
             self.put_all(bounds.attributes_of(value).items(), path)
 
     def elements(self, value: Any, path: Path) -> None:
         kind = next(k for k in (list, deque, set) if isinstance(value, k))
-        self.reached.holders.append(Elements(value))
+        self.reached.holders.append(Elements(value, whole=self.changes(value)))
         if kind.__len__(value) <= LONGEST:
             self.put_elements(list(kind.__iter__(value)), path)
 
@@ -222,10 +255,13 @@ class _Walk:
             self.put_all(enumerate(elements), path)
 
     def array(self, value: Any, path: Path) -> None:
-        if value.nbytes > bounds.LARGEST_ARRAY or not value.flags.writeable or value.dtype.hasobject:
+        if not value.flags.writeable or value.dtype.hasobject or self.is_weight(value):
             return
-        if not self.is_weight(value):
+        if value.nbytes <= bounds.LARGEST_ARRAY:
             self.reached.holders.append(Array(value))
+            return
+        with contextlib.suppress(TypeError, ValueError):  # dates, text, negative strides
+            self.reached.tensors.append((path, torch.from_numpy(value)))
 
     def numbers(self, value: Any, path: Path) -> None:
         if memoryview(value).nbytes <= bounds.LARGEST_ARRAY:

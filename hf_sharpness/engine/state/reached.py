@@ -19,6 +19,7 @@ class Reached:
         generators: random generators.
         iterators: what can be drawn from just once.
         optimizers: ids of those that are put back with what they hold.
+        is_cut: whether there were more objects than a walk looks at.
     """
 
     def __init__(self) -> None:
@@ -27,3 +28,4 @@ class Reached:
         self.generators: list[Any] = []
         self.iterators: list[Any] = []
         self.optimizers: set[int] = set()
+        self.is_cut = False

@@ -13,12 +13,13 @@ from torch.optim import Optimizer
 
 from ...vectors import is_sharded, local
 from ..for_a_while import leave
+from .bounds import MOST
 from .checked_steps import CheckedSteps
 from .discovery import Discovery
 from .draws import StandIns
 from .flags import Flags
 from .generators import Standing, accelerators_of
-from .holders import bytes_of
+from .holders import LONGEST, Content, Elements, Holder, Names, bytes_of
 from .moment import Moment
 from .paths import Path, Root, name_of
 from .quiet import QuietModules, changed_of
@@ -28,6 +29,13 @@ from .tensors import Region, Watched, overlaps, ranges_of
 
 if TYPE_CHECKING:
     from ..weights import Weights
+
+
+CUT = (
+    f"more than {MOST:,} objects can be reached from the model, its loss, the Trainer and the training data: those "
+    "beyond are not looked at, so that what a further pass changes in them is not put back. Hold large records in "
+    "tensors or NumPy arrays instead of many small objects"
+)
 
 
 class State:
@@ -53,6 +61,8 @@ class State:
         self.stand_ins = StandIns(self._randomness)
         self.discovers = False
         self.looked_at: set[Path] = set()
+        self.changing: set[int] = set()
+        self.is_cut = False
         self.batch: list[Root] = []
         self.forget()
 
@@ -174,6 +184,8 @@ class State:
         for watched in first.tensors.written_unseen():
             self._notice(watched, "saw it changed")
         held = [pair for moment in self.before for pair in [*moment.contents, *changed_of(moment.quiet)]]
+        if self.discovers:
+            self.changing |= {id(holder.target) for holder, content in held if _is_long_and_changed(holder, content)}
         flags = Flags(held, self.weights_were_set)
         for moment in [*self.before, *self.noted]:
             moment.left_alone = flags
@@ -198,7 +210,12 @@ class State:
         self.met = [reference for reference in self.met if reference() is not None]
         met = [Root(type(module).__name__, module) for reference in self.met if (module := reference()) is not None]
         roots = [*self.roots, *self.of_step, *met]
-        return reach(roots, self.is_weight, self.weights.binds_weights, self.quiet)
+        changing = None if self.discovers else self.changing
+        found = reach(roots, self.is_weight, self.weights.binds_weights, self.quiet, changing)
+        if found.is_cut and not self.is_cut:
+            self.is_cut = True
+            warnings.warn(CUT, stacklevel=2)
+        return found
 
     def is_weight(self, value: Any) -> bool:
         """Whether a tensor, or a NumPy array, is moved and put back as one of the weights."""
@@ -255,3 +272,12 @@ class State:
                 yield
         finally:
             leave(mode)
+
+
+def _is_long_and_changed(holder: Holder, content: Content) -> bool:
+    """Of a list or dict that is not noted in every step: whether it does not hold what it held."""
+    if len(content) <= LONGEST:
+        return False
+    if isinstance(holder, Elements):
+        return holder.has_changed(content)
+    return isinstance(holder, Names) and bool(holder.changes(content))

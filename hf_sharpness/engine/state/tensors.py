@@ -217,7 +217,10 @@ def _watched(path: Path, tensor: Tensor) -> list[Watched]:
         return [
             Watched(path, part, rebinds=part is tensor)
             for part in parts_of(tensor)
-            if part.layout == torch.strided and not part.is_meta and part.device.type not in ("xla", "lazy")
+            if part.layout == torch.strided
+            and not part.is_nested
+            and not part.is_meta
+            and part.device.type not in ("xla", "lazy")
         ]
     except Exception:  # a subclass that is no full tensor
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import sys
 import types
@@ -25,6 +26,7 @@ def visit_of(kind: type) -> str | None:
     package = bounds.module_of(kind).partition(".")[0]
     for base, visit in (
         (Tensor, "tensor"),
+        (torch.jit.ScriptModule, "scripted"),
         (nn.Module, "wrapper" if bounds.is_wrapper(kind) else "module"),
         (dict, "mapping"),
         ((list, deque, set), "elements"),
@@ -32,12 +34,12 @@ def visit_of(kind: type) -> str | None:
         (types.FunctionType, "function"),
         (types.MethodType, "method"),
         (functools.partial, "partial"),
-        (torch.utils.data.Dataset, "instance" if bounds.own_classes(kind) else None),
+        (torch.utils.data.Dataset, "instance" if bounds.own_classes(kind) else "dataset"),
         (torch.utils.data.DataLoader, "loader"),
         (torch.optim.Optimizer, "optimizer"),
         (bounds.NO_STATE, None),
         (torch.quasirandom.SobolEngine, "instance"),
-        ((types.SimpleNamespace, UserDict, UserList, ChainMap), "instance"),
+        ((types.SimpleNamespace, argparse.Namespace, UserDict, UserList, ChainMap), "instance"),
         ((bytearray, array), "numbers"),
     ):
         if issubclass(kind, base):
