@@ -37,7 +37,8 @@ def state_of(trainer: Any) -> list[Root]:
     if isinstance(trainer.train_dataset, Dataset):
         roots.append(Root("trainer.train_dataset", trainer.train_dataset))
     own = vars(trainer.state)  # a loss may count there too (self.state.calls += 1)
-    roots.append(Root("trainer.state", own, frozenset(f.name for f in dataclasses.fields(trainer.state))))
+    kept_by_trainer = {field.name for field in dataclasses.fields(trainer.state)} - {"log_history"}
+    roots.append(Root("trainer.state", own, frozenset(kept_by_trainer)))
     return roots
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import types
 import warnings
-from collections import OrderedDict
+import weakref
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -80,6 +83,36 @@ def replaced(record: Any, index: int) -> float:
     return float(record[index])
 
 
+class Key:
+    """May be referred to weakly."""
+
+
+KEY = Key()
+
+
+def counted_weakly(counts: weakref.WeakKeyDictionary[Key, float], step: int) -> float:
+    counts[KEY] = counts.get(KEY, 0.0) + 1
+    return counts[KEY]
+
+
+def queued(queues: list[deque[int]], step: int) -> float:
+    queues[step % 2].append(step)
+    return float(sum(queues[step % 2]))
+
+
+def counting_module() -> types.ModuleType:
+    module = sys.modules["counters_of_a_test"] = types.ModuleType("counters_of_a_test")
+    module.calls = 0  # type: ignore[attr-defined]
+    return module
+
+
+def counted_in_a_module(module: types.ModuleType, step: int) -> float:
+    import counters_of_a_test
+
+    counters_of_a_test.calls += 1
+    return float(counters_of_a_test.calls)
+
+
 class Labels(Dataset[Any]):
     def __init__(self) -> None:
         self.labels = torch.zeros(10)
@@ -94,6 +127,9 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any, int], float]]] = {
     "a queue in a dict": (dict, fifo),
     "a dict by last use": (OrderedDict, lru),
     "a namespace": (lambda: argparse.Namespace(count=0), lambda state, step: counted_in(state)),
+    "a weak dictionary": (weakref.WeakKeyDictionary, counted_weakly),
+    "a queue for each class": (lambda: [deque(maxlen=3) for _ in range(100)], queued),
+    "a module that a function imports": (counting_module, counted_in_a_module),
     "a long list": (lambda: [float(i) for i in range(LENGTH)], lambda state, step: replaced(state, 7)),
     "a long dict": (lambda: {i: float(i) for i in range(LENGTH)}, lambda state, step: replaced(state, 7)),
     "a part of a data set": (lambda: Subset(Labels(), [1]), lambda state, step: moved(state.dataset.labels)),

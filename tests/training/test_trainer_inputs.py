@@ -303,3 +303,15 @@ def test_attributes_of_the_users_have_their_names(optim: str, train: Any) -> Non
 
     run = train(Net(), ITEMS, trainer_class=Own, optim=optim, **OPTIONS)
     assert (run.trainer._steps, run.trainer._engine) == (2 * run.trainer.state.global_step, "mine")
+
+
+def test_a_record_in_the_trainers_log_is_made_once(train: Any) -> None:
+    class Own(hf_sharpness.Trainer):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            self.state.log_history.append({"own": len(self.state.log_history)})
+            return super().compute_loss(*args, **kwargs)
+
+    run = train(Net(), ITEMS, trainer_class=Own, optim="sam", **OPTIONS)
+    history = run.trainer.state.log_history
+    assert [entry["own"] for entry in history if "own" in entry] == [i for i, e in enumerate(history) if "own" in e]
+    assert sum("own" in entry for entry in history) == 2 * run.trainer.state.global_step

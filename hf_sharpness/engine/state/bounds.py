@@ -22,7 +22,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 MOST = 20_000
 """Objects that one walk looks at: the nearest ones."""
 LONGEST_OF_OBJECTS, LONGEST_OF_TENSORS = 64, 2_000
-"""Elements of a list that are looked at one by one."""
+"""Elements of a list that are looked at one by one: of any objects; of tensors, arrays and deques."""
 LARGEST_ARRAY = 2**16
 """Bytes of a NumPy array that is copied; a larger one is watched as a tensor is. One of Python's is left alone then."""
 ATOMS = {

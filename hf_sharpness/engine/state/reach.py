@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import types
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
@@ -245,12 +246,15 @@ class _Walk:
             self.put_elements(list(tuple.__iter__(value)), path)
 
     def put_elements(self, elements: list[Any], path: Path) -> None:
-        """A long list of tensors may be an average of all parameters; a long one of anything else is data."""
+        """A long list of tensors may be an average of all parameters, one of deques or arrays a memory of each class; a
+        long one of anything else is data.
+        """
         kinds = set(map(type, elements)) - bounds.ATOMS
         if not kinds:
             return
         if len(elements) <= bounds.LONGEST_OF_OBJECTS or (
-            len(elements) <= bounds.LONGEST_OF_TENSORS and all(issubclass(kind, Tensor) for kind in kinds)
+            len(elements) <= bounds.LONGEST_OF_TENSORS
+            and all(issubclass(kind, Tensor | deque) or visit_of(kind) == "array" for kind in kinds)
         ):
             self.put_all(enumerate(elements), path)
 
@@ -301,7 +305,7 @@ class _Walk:
         path = (None, variables.get("__name__", ""))
         known = self.variables.setdefault(id(variables), (variables, set()))[1]
         for name in names:
-            value = variables.get(name)
+            value = variables.get(name, sys.modules.get(name))  # it may be imported in the function
             if type(value) is types.ModuleType and is_own(value.__name__):
                 self.refer(vars(value), names - {name})  # module.name
             elif name in variables and name not in known:

@@ -6,6 +6,7 @@ import argparse
 import functools
 import sys
 import types
+import weakref
 from array import array
 from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Mapping
@@ -39,7 +40,10 @@ def visit_of(kind: type) -> str | None:
         (torch.optim.Optimizer, "optimizer"),
         (bounds.NO_STATE, None),
         (torch.quasirandom.SobolEngine, "instance"),
-        ((types.SimpleNamespace, argparse.Namespace, UserDict, UserList, ChainMap), "instance"),
+        (
+            (types.SimpleNamespace, argparse.Namespace, weakref.WeakKeyDictionary, UserDict, UserList, ChainMap),
+            "instance",
+        ),
         ((bytearray, array), "numbers"),
     ):
         if issubclass(kind, base):
