@@ -74,18 +74,26 @@ class FirstStep:
 
     def __init__(self) -> None:
         self.done = False
+        self.optimizer: torch.optim.Optimizer
         self.mode: _Reads | None = None
         self.before: list[Tensor] = []
         self.hooks: list[RemovableHandle] = []
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Look at this optimizer's. A hook of it that reads p.grad before the step has to be registered already."""
+        """Look at this optimizer's."""
         self.close()
         self.done = False
+        self.optimizer = optimizer
         self.hooks = [
             optimizer.register_step_pre_hook(self._begins),
             optimizer.register_step_post_hook(self._ends),
         ]
+
+    def stay_last(self) -> None:
+        """Begin to look after all that others do before the coming step, which may read p.grad, or raise an error."""
+        if self.hooks and not self.done:
+            self.hooks[0].remove()
+            self.hooks[0] = self.optimizer.register_step_pre_hook(self._begins)
 
     def close(self) -> None:
         """Look no longer."""

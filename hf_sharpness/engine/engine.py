@@ -217,6 +217,7 @@ class Engine:
             if not self.phase.is_plain:
                 self._finish_passes()
             self.term.finish()
+            self.first_step.stay_last()
             self.metrics = merged(self.measured)
             self.course.step_made()
             self._forget_step()
