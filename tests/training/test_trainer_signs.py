@@ -70,10 +70,10 @@ def test_rho_too_large(rho: float, train: Any) -> None:
 
 
 def test_decoupled_wsam_that_does_nothing(train: Any) -> None:
-    message = only(run(train, Net(), optim="wsam", wsam_gamma=0.05))
+    message = only(run(train, Net(), optim="wsam", wsam_mode="decoupled", wsam_gamma=0.05))
     assert message.startswith("wsam_mode='decoupled' does next to nothing here: wsam_step_ratio")
     assert message.endswith("Use wsam_mode='coupled'")
-    assert not run(train, Net(), optim="wsam", wsam_gamma=0.9)
+    assert not run(train, Net(), optim="wsam", wsam_mode="decoupled", wsam_gamma=0.9)
 
 
 def test_gamma_too_close_to_1(train: Any) -> None:

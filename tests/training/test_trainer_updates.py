@@ -61,7 +61,7 @@ def test_special_cases(optim: str, arguments: Any, same_as: Spec | None, base: B
         max_grad_norm=0.5,
         num_train_epochs=4,
     )
-    auto = {"mode": "coupled", "gamma": 0.6} if base.adam else {"mode": "decoupled", "gamma": 0.9}
+    auto = {"mode": "decoupled", "gamma": 0.9} if base.momentum else {"mode": "coupled", "gamma": 0.6}
     same_as = same_as or Spec("", "wsam", {"rho": 0.2} | auto)
     assert_same(run.weights, reference(model, steps_of(items, 8, epochs=4), same_as, base, epoch=8))
 
