@@ -12,6 +12,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from ..engine.for_a_while import hooked
 from ..engine.optimizers import base_optimizer
+from ..engine.state.bounds import own_classes
 
 OPTIMIZER_STEPS = (
     "an optimizer ({optimizer}) steps within {where}. A sharpness-aware step goes through it again, where the "
@@ -79,17 +80,29 @@ class OptimizerGuard:
         self.now.add(optimizer)
 
 
+def has_loss_of_its_own(trainer: Any, stock: Any) -> bool:
+    """Whether loss or model is other than transformers' own code."""
+    own_loss = type(trainer).compute_loss is not stock.compute_loss or trainer.compute_loss_func is not None
+    return own_loss or bool(own_classes(type(trainer.model)))
+
+
 @contextlib.contextmanager
-def generation_refused(model: nn.Module, refuse: Callable[[], None]) -> Iterator[None]:
+def generation_refused(model: nn.Module, refuse: Callable[[], None], looked_for: bool) -> Iterator[None]:
     """Inside, ``generate`` of the model, or of a module in it, raises ``refuse``'s error.
 
     At moved weights it would write another text, so that a further pass would not be one over the same batch.
+
+    Args:
+        model: the model.
+        refuse: raises an error.
+        looked_for: whether there is code that may call it; otherwise nothing is done.
     """
 
     def generate(*args: Any, **kwargs: Any) -> None:
         refuse()
 
-    modules = [m for m in model.modules() if callable(getattr(type(m), "generate", None)) and "generate" not in vars(m)]
+    modules = list(model.modules()) if looked_for else []
+    modules = [m for m in modules if callable(getattr(type(m), "generate", None)) and "generate" not in vars(m)]
     for module in modules:
         vars(module)["generate"] = generate
     try:
