@@ -30,7 +30,7 @@ def test_what_is_written(folder: str) -> None:
     ("arguments", "effective"),
     [
         ({"optim": "wsam"}, {"wsam_mode": "coupled", "wsam_gamma": 0.6}),
-        ({"optim": "wsam", "base_optim": "sgd"}, {"wsam_mode": "decoupled", "wsam_gamma": 0.9}),
+        ({"optim": "wsam", "base_optim": "sgd"}, {"wsam_mode": "coupled", "wsam_gamma": 0.6}),
         ({"optim": "wsam", "wsam_gamma": 0.3}, {"wsam_mode": "coupled"}),
         ({"optim": "wsam", "wsam_mode": "decoupled", "wsam_gamma": 0.3}, None),
         ({"optim": "sam"}, None),
