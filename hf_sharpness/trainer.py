@@ -214,28 +214,24 @@ class _SharpnessTrainer(MixinBase):
 
     def _sharpness_optimizer_step(self) -> dict[str, Any]:
         """Called after ``optimizer.step()``, also when a GradScaler skipped it. Returns the method's state to save."""
-        if (
-            self._sharpness_engine is None
-            or self._sharpness_steps is None
-            or not self._sharpness_steps.gradient_is_ready
-        ):
+        engine, steps = self._sharpness_engine, self._sharpness_steps
+        if engine is None or steps is None or not steps.gradient_is_ready:
             raise RuntimeError(
                 f"optim={self.args.optim!r} had no effect: the training loop of {type(self).__name__} does not call "
                 "training_step, where sharpness-aware steps are made: have it call training_step, or use "
                 f"{METHODS[self.args.optim].__name__} of this package in it"
             )
-        self._sharpness_steps.gradient_is_ready = False
-        self._sharpness_averages.add(self._sharpness_engine.metrics)
-        self._sharpness_engine.drop_pending(self.optimizer)
-        return self._sharpness_engine.method.state_dict()
+        steps.gradient_is_ready = False
+        self._sharpness_averages.add(engine.metrics)
+        engine.drop_pending(self.optimizer)
+        return engine.method.state_dict()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """transformers' own, with the sharpness series beside the training loss."""
         if self._sharpness_steps is not None and self._sharpness_steps.replaying:
             return
-        if self._sharpness_engine is not None and (
-            "loss" in logs or "learning_rate" in logs
-        ):  # SetFit renames the loss
+        of_training = "loss" in logs or "learning_rate" in logs  # SetFit renames the loss
+        if self._sharpness_engine is not None and of_training:
             logs.update(self._sharpness_averages.take(self._sharpness_sum_over_ranks, self.args.device))
         super().log(logs, *args, **kwargs)
 
@@ -262,8 +258,7 @@ class _SharpnessTrainer(MixinBase):
         card.leave(self, output_dir, *args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str, *args: Any, **kwargs: Any) -> None:
-        """transformers' own, and the tensors that the method keeps. DeepSpeed's state has the weights in it: the
-        unperturbed ones."""
+        """transformers' own, and the tensors that the method keeps. DeepSpeed's has the weights in it, unperturbed."""
         with self._sharpness_engine.clean_weights() if self._sharpness_engine is not None else contextlib.nullcontext():
             super()._save_optimizer_and_scheduler(output_dir, *args, **kwargs)
         if self._sharpness_engine is not None:

@@ -226,9 +226,8 @@ class Engine:
     def _finish_passes(self) -> None:
         if not self.scope.is_each_micro_batch:
             self._run_method(torch.stack(self.losses).sum())
-            earlier = self.arrivals.earlier
-            earlier.gradients = self.scope.averaged(earlier.gradients)
-            earlier.add_back()
+            self.arrivals.earlier.gradients = self.scope.averaged(self.arrivals.earlier.gradients)
+            self.arrivals.earlier.add_back()
         if self.scope.averages_itself:
             self.term.vector = self.scope.average(self.parameters(), self.term.vector)
         self.habits.steps_made += 1

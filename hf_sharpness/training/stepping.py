@@ -80,28 +80,30 @@ class OptimizerGuard:
         self.now.add(optimizer)
 
 
-def has_loss_of_its_own(trainer: Any, stock: Any) -> bool:
+def _has_loss_of_its_own(trainer: Any, stock: Any) -> bool:
     """Whether loss or model is other than transformers' own code."""
     own_loss = type(trainer).compute_loss is not stock.compute_loss or trainer.compute_loss_func is not None
     return own_loss or bool(own_classes(type(trainer.model)))
 
 
 @contextlib.contextmanager
-def generation_refused(model: nn.Module, refuse: Callable[[], None], looked_for: bool) -> Iterator[None]:
-    """Inside, ``generate`` of the model, or of a module in it, raises ``refuse``'s error.
+def generation_refused(trainer: Any, stock: Any, refuse: Callable[[], None], whole: bool) -> Iterator[None]:
+    """Inside, ``generate`` of the Trainer's model, or of a module in it, raises ``refuse``'s error.
 
     At moved weights it would write another text, so that a further pass would not be one over the same batch.
 
     Args:
-        model: the model.
+        trainer: the Trainer.
+        stock: transformers' own; where loss and model are its code, too, nothing is done.
         refuse: raises an error.
-        looked_for: whether there is code that may call it; otherwise nothing is done.
+        whole: a ``training_step`` of the user's is what is repeated.
     """
 
     def generate(*args: Any, **kwargs: Any) -> None:
         refuse()
 
-    modules = list(model.modules()) if looked_for else []
+    looked_for = whole or _has_loss_of_its_own(trainer, stock)
+    modules = list(trainer.model.modules()) if looked_for else []
     modules = [m for m in modules if callable(getattr(type(m), "generate", None)) and "generate" not in vars(m)]
     for module in modules:
         vars(module)["generate"] = generate

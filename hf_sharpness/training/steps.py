@@ -26,7 +26,7 @@ from .lost import BackwardPasses, LostPass, tell_left_out
 from .outermost import Call, Step, within_a_callback
 from .parts import Examples, InnerStep, check_whole, examples, once_more
 from .replay import FirstPass
-from .stepping import GENERATES, OPTIMIZER_STEPS, OptimizerGuard, generation_refused, has_loss_of_its_own
+from .stepping import GENERATES, OPTIMIZER_STEPS, OptimizerGuard, generation_refused
 
 
 class Steps:
@@ -271,8 +271,7 @@ class Steps:
 
         def closure() -> Tensor:
             if passes.first is None:  # the Trainer counts it
-                looked_for = self.whole or has_loss_of_its_own(self.trainer, self.stock)
-                no_text = generation_refused(self.trainer.model, self._refuse_generation, looked_for)
+                no_text = generation_refused(self.trainer, self.stock, self._refuse_generation, self.whole)
                 with first_pass.recorded(), self.guard.watched(), passes.compared(), no_text:
                     call.loss = run(inputs)
                 return call.loss

@@ -1,0 +1,289 @@
+"""One walk over Python objects: what it does with each kind of them."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import bounds
+from .code import functions_of, is_own, names_in
+from .holders import LONGEST, Array, Cell, ClassValues, Elements, Names, Numbers, Slots
+from .paths import Path
+from .quiet import QuietModules
+from .reached import Reached
+from .visits import visit_of
+
+_OF_A_MODULE = frozenset(vars(nn.Module()))
+_OF_AN_OPTIMIZER = frozenset(vars(torch.optim.SGD([torch.zeros(1)], lr=0.1))) | {"step", "zero_grad"}
+
+
+class Walk:
+    """Visits the objects that are put into its queue, and notes what they hold.
+
+    Args:
+        is_weight: as of ``reach``.
+        binds_weights: as of ``reach``.
+        quiet: as of ``reach``.
+        changing: as of ``reach``.
+    """
+
+    def __init__(
+        self,
+        is_weight: Callable[[Any], bool],
+        binds_weights: bool,
+        quiet: QuietModules,
+        changing: Collection[int] | None,
+    ) -> None:
+        self.changing = changing
+        self.quiet = quiet
+        self.is_weight = is_weight
+        self.binds_weights = binds_weights
+        self.reached = Reached()
+        self.seen: set[int] = set()
+        self.queue: list[tuple[str, Any, Path]] = []
+        self.skips: dict[int, frozenset[str]] = {}
+        self.variables: dict[int, tuple[dict[str, Any], set[str]]] = {}
+
+    def put(self, value: Any, path: Path) -> None:
+        """Have a value looked at later, if there is anything in it."""
+        kind = type(value)
+        if kind in bounds.ATOMS or id(value) in self.seen:
+            return
+        visit = visit_of(kind)
+        if visit is None:
+            return
+        if len(self.queue) >= bounds.MOST:
+            self.reached.is_cut = True
+            return
+        self.seen.add(id(value))
+        self.queue.append((visit, value, path))
+
+    def changes(self, value: Any) -> bool:
+        """Whether a long list or dict is to be noted."""
+        return self.changing is None or id(value) in self.changing
+
+    def put_all(self, items: Iterable[tuple[Any, Any]], path: Path) -> None:
+        for key, value in items:
+            if type(value) not in bounds.ATOMS:
+                self.put(value, (path, key))
+
+    # One for each kind of object.
+
+    def tensor(self, tensor: Tensor, path: Path) -> None:
+        self.hooks_of(tensor, path)
+        if not self.is_weight(tensor):
+            self.reached.tensors.append((path, tensor))
+
+    def hooks_of(self, tensor: Tensor, path: Path) -> bool:
+        """What is called with a tensor's gradient; returns whether there is anything."""
+        if not (tensor._backward_hooks or tensor._post_accumulate_grad_hooks):
+            return False
+        found = [*(tensor._backward_hooks or {}).items(), *(tensor._post_accumulate_grad_hooks or {}).items()]
+        self.put_all(found, (path, "hooks"))
+        return True
+
+    def generator(self, generator: Any, path: Path) -> None:
+        self.reached.generators.append(generator)
+
+    def iterator(self, iterator: Any, path: Path) -> None:
+        self.reached.iterators.append(iterator)
+
+    def loader(self, loader: Any, path: Path) -> None:
+        """What a data loader draws its order from."""
+        for drawing in (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
+            self.put(getattr(drawing, "generator", None), path)
+
+    def optimizer(self, optimizer: Any, path: Path) -> None:
+        """One that a pass steps: it trains other tensors than the base optimizer.
+
+        Of that one passes may write what its hooks gather: the factors of a preconditioner (K-FAC).
+        """
+        groups = optimizer.param_groups
+        if any(self.is_weight(p) for group in groups for p in group["params"]):
+            if bounds.module_of(type(optimizer)).partition(".")[0] not in bounds.PRIVATE_TO_LIBRARIES:
+                self.skips[id(optimizer)] = _OF_AN_OPTIMIZER
+                self.instance(optimizer, path)
+            return
+        self.reached.optimizers.add(id(optimizer))
+        for contents in (optimizer.state, *groups, *optimizer.state.values()):
+            self.put(contents, path)
+
+    def dataset(self, dataset: Any, path: Path) -> None:
+        """A library's: the datasets, or the tensors, that it was made of (``Subset``, ``TensorDataset``)."""
+        for name in ("dataset", "datasets", "tensors"):
+            self.put(bounds.attributes_of(dataset).get(name), (path, name))
+
+    def scripted(self, module: Any, path: Path) -> None:
+        """TorchScript has the attributes of its modules to itself; tensors can be had."""
+        self.put_all(module.named_buffers(), path)
+
+    def wrapper(self, module: nn.Module, path: Path) -> None:
+        for inner in module._modules.values():
+            self.put(inner, path)
+
+    def module(self, module: nn.Module, path: Path) -> None:
+        own = module.__dict__
+        librarys = not bounds.own_classes(type(module))
+        holder = Names(own, self.skips.get(id(module), frozenset()), is_librarys=librarys)
+        quiet, inner = not holder.skip and librarys, []
+        for name, value in own.items():
+            if bounds.holds_nothing(value):
+                continue
+            if name == "_modules":
+                self.put_all(value.items(), path)
+            elif name == "_parameters":
+                quiet = self.parameters(value, path) and quiet
+            elif name == "_buffers":
+                inner.append(value)
+                if value:
+                    self.reached.holders.append(Names(value))
+                    self.put_all(value.items(), path)
+            elif name in _OF_A_MODULE:  # hooks
+                if isinstance(value, dict):
+                    inner.append(value)
+                    self.put_all(value.items(), (path, name))
+            elif isinstance(value, nn.Module):
+                self.put(value, (path, name))
+            elif visit_of(type(value)) is not None:
+                quiet = False
+                self.put(value, (path, name))
+        if quiet and not any(inner) and self.quiet.add(module, holder, tuple(inner)):
+            return
+        self.reached.holders.append(holder)
+        self.quiet.others.append((module, path))
+        self.class_of(module, path)
+
+    def parameters(self, parameters: dict[str, Any], path: Path) -> bool:
+        """Returns whether all are weights."""
+        others = [p for p in parameters.values() if p is not None and not self.is_weight(p)]
+        if others and not self.binds_weights:
+            self.reached.holders.append(Names(parameters))
+        self.put_all(parameters.items() if others else (), path)
+        hooked = [self.hooks_of(p, (path, name)) for name, p in parameters.items() if p is not None]
+        return not others and not any(hooked)
+
+    def instance(self, value: Any, path: Path) -> None:
+        own, slots = bounds.attributes_of(value), bounds.slots_of(type(value))
+        contents = [*own.items(), *Slots(value, slots).items()]
+        skip = self.skips.get(id(value), frozenset())
+        if not skip and bounds.is_a_service(v for _, v in contents):
+            return
+        if type(own) is dict:
+            self.reached.holders.append(Names(own, skip))
+        if slots:
+            self.reached.holders.append(Slots(value, slots))
+        self.put_all([(name, v) for name, v in contents if name not in skip], path)
+        self.class_of(value, path)
+
+    def class_of(self, value: Any, path: Path) -> None:
+        """What a class of the user's holds, and what its methods refer to: the script's variables."""
+        self.classes(bounds.own_classes(type(value)))
+
+    def classes(self, kinds: Iterable[type]) -> None:
+        for kind in kinds:
+            if id(kind) not in self.seen:
+                self.seen.add(id(kind))
+                self.reached.holders.append(ClassValues(kind))
+                self.put_all(ClassValues.of(kind), (None, kind.__name__))
+                for function in functions_of(kind):
+                    self.put(function, (None, kind.__name__))
+
+    def mapping(self, value: Any, path: Path) -> None:
+        is_long, skip = dict.__len__(value) > LONGEST, self.skips.get(id(value), frozenset())
+        if not is_long or self.changes(value):
+            self.reached.holders.append(Names(value, skip, is_dict=True))
+        if not is_long:
+            self.put_all(((bounds.label(key), v) for key, v in dict.items(value) if key not in skip), path)
+        if type(value) not in bounds.PLAIN:
+            self.put_all(bounds.attributes_of(value).items(), path)
+
+    def elements(self, value: Any, path: Path) -> None:
+        kind = next(k for k in (list, deque, set) if isinstance(value, k))
+        self.reached.holders.append(Elements(value, whole=self.changes(value)))
+        if kind.__len__(value) <= LONGEST:
+            self.put_elements(list(kind.__iter__(value)), path)
+
+    def tuple(self, value: Any, path: Path) -> None:
+        if tuple.__len__(value) <= LONGEST:
+            self.put_elements(list(tuple.__iter__(value)), path)
+
+    def put_elements(self, elements: list[Any], path: Path) -> None:
+        """A long list of tensors may be an average of all parameters, one of deques or arrays a memory of each class; a
+        long one of anything else is data.
+        """
+        kinds = set(map(type, elements)) - bounds.ATOMS
+        if not kinds:
+            return
+        if len(elements) <= bounds.LONGEST_OF_OBJECTS or (
+            len(elements) <= bounds.LONGEST_OF_TENSORS
+            and all(issubclass(kind, Tensor | deque) or visit_of(kind) == "array" for kind in kinds)
+        ):
+            self.put_all(enumerate(elements), path)
+
+    def array(self, value: Any, path: Path) -> None:
+        if not value.flags.writeable or value.dtype.hasobject or self.is_weight(value):
+            return
+        if value.nbytes <= bounds.LARGEST_ARRAY:
+            self.reached.holders.append(Array(value))
+            return
+        with contextlib.suppress(TypeError, ValueError):  # dates, text, negative strides
+            self.reached.tensors.append((path, torch.from_numpy(value)))
+
+    def numbers(self, value: Any, path: Path) -> None:
+        if memoryview(value).nbytes <= bounds.LARGEST_ARRAY:
+            self.reached.holders.append(Numbers(value))
+
+    def method(self, value: Any, path: Path) -> None:
+        self.put(value.__self__, path)
+        self.put(value.__func__, path)
+
+    def partial(self, value: Any, path: Path) -> None:
+        self.put(value.func, path)
+        self.put(value.args, path)
+        self.put(value.keywords, path)
+
+    def function(self, value: types.FunctionType, path: Path) -> None:
+        own = is_own(value.__module__ if type(value.__module__) is str else "")
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            if id(cell) not in self.seen:
+                self.seen.add(id(cell))
+                holder = Cell(cell)
+                if own:
+                    self.reached.holders.append(holder)
+                for _, inner in holder.items():
+                    self.put_variable(inner, (path, name))
+        self.put(value.__defaults__, path)
+        self.put(value.__kwdefaults__, path)
+        self.put_all(value.__dict__.items(), path)
+        if own:
+            self.reached.holders.append(Names(value.__dict__))  # empty ones too: a counter may be made on the way
+            self.variables_of(value)
+
+    def variables_of(self, function: types.FunctionType) -> None:
+        """The variables of scripts and modules of the user's that a function refers to."""
+        self.refer(function.__globals__, names_in(function.__code__))
+
+    def refer(self, variables: dict[str, Any], names: frozenset[str]) -> None:
+        path = (None, variables.get("__name__", ""))
+        known = self.variables.setdefault(id(variables), (variables, set()))[1]
+        for name in names:
+            value = variables.get(name, sys.modules.get(name))  # it may be imported in the function
+            if type(value) is types.ModuleType and is_own(value.__name__):
+                self.refer(vars(value), names - {name})  # module.name
+            elif name in variables and name not in known:
+                known.add(name)
+                self.put_variable(value, (path, name))
+
+    def put_variable(self, value: Any, path: Path) -> None:
+        """What a name in code stands for: a class too, in whose own values something may be counted."""
+        if isinstance(value, type):
+            self.classes(bounds.own_classes(value))
+        else:
+            self.put(value, path)
