@@ -54,7 +54,6 @@ class Term:
 
     def attach(self, weights: Weights) -> None:
         """Add the term in the hooks of the base optimizer of these weights, and of no other."""
-        self.detach()
         self.weights = weights
         self._go_between()
 

@@ -92,7 +92,7 @@ class Names(Holder):
 
     def _order_as(self, content: Content) -> None:
         """A dict may be a queue: what a pass has thrown out of it comes back where it was, and not last."""
-        kind: Any = OrderedDict if isinstance(self.target, OrderedDict) else dict
+        kind = self._kind()
         if all(map(is_, kind.__iter__(self.target), content)):
             return
         for name in [name for name in content if kind.__contains__(self.target, name)]:
@@ -113,13 +113,16 @@ class Names(Holder):
         return [change for change in changes if change[0] not in self.skip]
 
     def items(self) -> Iterable[tuple[Any, Any]]:
-        return (OrderedDict if isinstance(self.target, OrderedDict) else dict).items(self.target)
+        return self._kind().items(self.target)
 
     def set(self, name: Any, value: Any) -> None:
-        (OrderedDict if isinstance(self.target, OrderedDict) else dict).__setitem__(self.target, name, value)
+        self._kind().__setitem__(self.target, name, value)
 
     def delete(self, name: Any) -> None:
-        (OrderedDict if isinstance(self.target, OrderedDict) else dict).__delitem__(self.target, name)
+        self._kind().__delitem__(self.target, name)
+
+    def _kind(self) -> Any:
+        return OrderedDict if isinstance(self.target, OrderedDict) else dict
 
 
 class SomeNames(Names):
