@@ -200,7 +200,8 @@ class Passes(Probes):
         if self.targets is not None:
             # Those that are perturbed come first; one that gets its first gradient later in the step is not.
             moved = [p for p in new if id(p) in self.targets] if not self.params else []
-            new = moved + [p for p in new if id(p) not in {id(m) for m in moved}]
+            first = set(map(id, moved))
+            new = moved + [p for p in new if id(p) not in first]
         live = self.memory.use([places[id(p)] for p in moved])
         saved = vectors.clone(live) if self.saved else []
         self.params, self.moved = self.params + new, self.moved + moved

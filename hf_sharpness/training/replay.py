@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..engine import for_a_while
 from ..engine.state import Moment, Root, State, copied, is_iterator, visit_of
@@ -29,7 +30,7 @@ def state_of(trainer: Any) -> list[Root]:
     """Where the engine looks for state of a Trainer's passes: its attributes, its loss function among them.
 
     Also its arguments, which a loss may count in (``self.args.temperature *= 0.99``), and a dataset of the user's own
-    class, which a loss may draw from.
+    class, which a loss may draw from; and attention functions (transformers' ``AttentionInterface``).
     """
     # A library's own Trainer is not looked into, as no state is in its class; the user's loss function is set on it.
     looked_into = trainer if visit_of(type(trainer)) else vars(trainer)
@@ -39,7 +40,8 @@ def state_of(trainer: Any) -> list[Root]:
     own = vars(trainer.state)  # a loss may count there too (self.state.calls += 1)
     kept_by_trainer = {field.name for field in dataclasses.fields(trainer.state)} - {"log_history"}
     roots.append(Root("trainer.state", own, frozenset(kept_by_trainer)))
-    return roots
+    # A model calls them by the name that its configuration has.
+    return [*roots, *(Root(f"attention {name}", function) for name, function in ALL_ATTENTION_FUNCTIONS.items())]
 
 
 class FirstPass:

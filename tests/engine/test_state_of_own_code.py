@@ -190,7 +190,8 @@ class Hooking(Stateful):
 
 def test_a_flag_that_a_pass_creates_stays() -> None:
     model = Hooking().double()
-    run(model, BITWISE[1])
+    with pytest.warns(UserWarning, match="a Record"):
+        run(model, BITWISE[1], noticed=True)
     assert model.record.forwards == 1
 
 
@@ -211,5 +212,6 @@ def test_a_flag_that_is_set_in_a_further_pass_alone_stays() -> None:
     model = Stateful().double()
     model.stop = False
     model.first.register_forward_hook(Service(model))
-    run(model, BITWISE[0])
+    with pytest.warns(UserWarning, match="a Service"):
+        run(model, BITWISE[0], noticed=True)
     assert model.stop

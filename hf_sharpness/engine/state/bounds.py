@@ -37,6 +37,8 @@ PRIVATE_TO_LIBRARIES = {
     *("scipy", "safetensors", "triton", "jax", "tensorflow", "IPython", "hf_sharpness"),
 }
 """Objects of these packages' classes are services, settings or data. Modules (``nn.Module``) are walked anyway."""
+CACHES = "transformers", "Cache", "cache_utils"
+"""Of that package classes with this in their names, and those of a module of that name, hold keys and values."""
 _WRAPPERS = {"torch.nn.parallel", "torch.distributed", "torch._dynamo", "deepspeed", "accelerate"}
 """Modules of these packages' classes hold a model and state of their own, which no pass is to repeat."""
 SHARED_BY_THREADS = {"_thread", "threading", "queue", "_queue", "multiprocessing", "concurrent", "asyncio", "_asyncio"}
@@ -68,6 +70,13 @@ def module_of(kind: type) -> str:
 def is_a_service(values: Iterable[Any]) -> bool:
     """Whether an object that holds these is written to by other threads (loggers, progress bars, queues)."""
     return any(module_of(type(value)).partition(".")[0] in SHARED_BY_THREADS for value in values)
+
+
+def is_a_cache(kind: type) -> bool:
+    """Whether objects of a library's class hold keys and values of past tokens: these are state of a pass."""
+    library, name, module = CACHES
+    place = module_of(kind).split(".")
+    return place[0] == library and (name in kind.__name__ or place[-1] == module)
 
 
 def attributes_of(value: Any) -> dict[str, Any]:

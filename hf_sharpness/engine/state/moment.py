@@ -55,6 +55,7 @@ class Moment:
         reached = state.reach()
         known = {id(holder.target): content for holder, content in earlier.contents} if earlier else {}
         self.contents: list[tuple[Holder, Content]] = [(h, _taken(h, known)) for h in reached.holders]
+        self.services = [(name, holder, holder.take()) for name, holder in reached.services]
         self.draws = state.stand_ins.put(self.contents, reached.iterators)
         self.optimizers = reached.optimizers
         self.quiet = state.quiet.entries

@@ -18,6 +18,8 @@ class Reached:
         tensors: tensors that are none of the weights, each with its path.
         generators: random generators.
         iterators: what can be drawn from just once.
+        services: objects of the user's classes that are left alone, as other threads may write to them, with what
+            messages call them: in a walk that notes everything.
         optimizers: ids of those that are put back with what they hold.
         is_cut: whether there were more objects than a walk looks at.
     """
@@ -27,5 +29,6 @@ class Reached:
         self.tensors: list[tuple[Path, Tensor]] = []
         self.generators: list[Any] = []
         self.iterators: list[Any] = []
+        self.services: list[tuple[str, Holder]] = []
         self.optimizers: set[int] = set()
         self.is_cut = False

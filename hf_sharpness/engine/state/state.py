@@ -25,6 +25,7 @@ from .paths import Path, Root, name_of
 from .quiet import QuietModules, changed_of
 from .reach import reach
 from .reached import Reached
+from .services import Services
 from .tensors import Region, Watched, overlaps, ranges_of
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class State:
         self.looked_at: set[Path] = set()
         self.changing: set[int] = set()
         self.is_cut = False
+        self.services = Services()
         self.batch: list[Root] = []
         self.forget()
 
@@ -185,6 +187,7 @@ class State:
             self._notice(watched, "saw it changed")
         held = [pair for moment in self.before for pair in [*moment.contents, *changed_of(moment.quiet)]]
         if self.discovers:
+            self.services.tell(pair for moment in self.before for pair in moment.services)
             self.changing |= {id(holder.target) for holder, content in held if _is_long_and_changed(holder, content)}
         flags = Flags(held, self.weights_were_set)
         for moment in [*self.before, *self.noted]:

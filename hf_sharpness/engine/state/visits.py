@@ -55,7 +55,7 @@ def visit_of(kind: type) -> str | None:
     if kind in (Draws, LongDraws) or (package in bounds.OF_ITERATORS and hasattr(kind, "__next__")):
         return "iterator"
     if package in bounds.PRIVATE_TO_LIBRARIES:
-        return "instance" if issubclass(kind, Mapping) else None
+        return "instance" if issubclass(kind, Mapping) or bounds.is_a_cache(kind) else None
     if package in sys.stdlib_module_names or package == "builtins":
         return None
     return "instance"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import bounds
 from .code import functions_of, is_own, names_in
 from .holders import LONGEST, Array, Cell, ClassValues, Elements, Names, Numbers, Slots
-from .paths import Path
+from .paths import Path, name_of
 from .quiet import QuietModules
 from .reached import Reached
 from .visits import visit_of
@@ -174,6 +174,11 @@ class Walk:
         contents = [*own.items(), *Slots(value, slots).items()]
         skip = self.skips.get(id(value), frozenset())
         if not skip and bounds.is_a_service(v for _, v in contents):
+            if self.changing is None and bounds.own_classes(type(value)):
+                name = f"{name_of(path)} (a {type(value).__name__})"
+                self.reached.services += [(name, Names(v)) for v in (own, *own.values()) if type(v) is dict]
+                lists = (v for _, v in contents if type(v) in (list, deque, set))
+                self.reached.services += [(name, Elements(v, whole=True)) for v in lists]
             return
         if type(own) is dict:
             self.reached.holders.append(Names(own, skip))
