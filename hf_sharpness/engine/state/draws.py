@@ -99,7 +99,7 @@ class LongDraws(Draws):
 
 
 class StandIns:
-    """The stand-ins in place, each with the object that holds it, and the name there.
+    """The stand-ins in place, each with the object that holds it.
 
     Args:
         randomness: notes where random generators stand.
@@ -108,7 +108,7 @@ class StandIns:
     def __init__(self, randomness: Callable[[], Randomness]) -> None:
         self.randomness = randomness
         self.by_iterator: dict[int, Draws] = {}
-        self.places: list[tuple[Holder, Any, Draws]] = []
+        self.places: list[tuple[Holder, Any]] = []
 
     def put(self, contents: Iterable[tuple[Holder, Content]], iterators: list[Any]) -> list[tuple[Draws, int]]:
         """Have iterators stood in for.
@@ -124,12 +124,17 @@ class StandIns:
             wanted = {id(iterator) for iterator in iterators}
             for holder, content in contents:
                 for name, value in _items(holder, content):
-                    if id(value) in wanted:
-                        draws = self._of(value)
-                        content[name] = draws
-                        _set(holder, name, draws)
-                        self.places.append((holder, name, draws))
+                    if id(value) in wanted or _holds(value, wanted):
+                        content[name] = stand_in = self._stand_in(value, wanted)
+                        _set(holder, name, stand_in)
+                        self.places.append((holder, stand_in))
         return [(draws, draws.place) for draws in self.by_iterator.values()]
+
+    def _stand_in(self, value: Any, wanted: set[int]) -> Any:
+        """For an iterator, or a tuple that holds some; anything else in it as it is."""
+        if _holds(value, wanted):
+            return tuple(self._stand_in(element, wanted) for element in value)
+        return self._of(value) if id(value) in wanted else value
 
     def _of(self, iterator: Any) -> Draws:
         if isinstance(iterator, Draws):  # left from an earlier step, or from one that is taken anew
@@ -144,10 +149,21 @@ class StandIns:
         places, known = self.places, self.by_iterator
         self.places, self.by_iterator = [], {}
         settled = {id(draws): draws.settle() for draws in known.values()}
-        for holder, _, draws in places:
+        for holder, stand_in in places:
             for name, value in _items(holder, holder.take()):
-                if value is draws:
-                    _set(holder, name, settled[id(draws)])
+                if value is stand_in:
+                    _set(holder, name, _settled(value, settled))
+
+
+def _holds(value: Any, wanted: set[int]) -> bool:
+    """Whether a value is a tuple with iterators in it, or in tuples in it."""
+    return type(value) is tuple and any(id(element) in wanted or _holds(element, wanted) for element in value)
+
+
+def _settled(value: Any, settled: dict[int, Any]) -> Any:
+    if type(value) is tuple:
+        return tuple(_settled(element, settled) for element in value)
+    return settled.get(id(value), value)
 
 
 def _items(holder: Holder, content: Content) -> list[tuple[Any, Any]]:
