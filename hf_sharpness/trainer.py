@@ -150,7 +150,7 @@ class _SharpnessTrainer(MixinBase):
             no_sync=self._sharpness_unreduced,
             weights=weights,
             is_half=self.accelerator.mixed_precision == "bf16",
-            total_steps=self.state.max_steps,
+            total_steps=self.state.max_steps or None,  # num_train_epochs=0: nothing is to be trained
             scheduler=to_look_ahead_in(self.lr_scheduler, earlier.get("decay_begins")),
             roots=state_of(self),
         )

@@ -286,7 +286,7 @@ class Engine:
             habits=self.habits,
             repetition=self.guard.repetition,
             part=self.fraction.part(self.micro_batches, self.losses),
-            targets=self.targets.ids,
+            targets=self.targets.now(),
             course=self.course,
             noise=self.noise,
             loss_scale=self.loss_scale,

@@ -40,12 +40,25 @@ class Targets:
     """
 
     def __init__(self, value: str | None, weights: Weights) -> None:
+        self.value = value
+        self.weights = weights
         self.ids: set[int] | None = None
         self.share = (0, 0)
-        if value is None:
-            return
-        if not weights.gradients_are_visible:
-            raise ValueError(DEEPSPEED.format(prefix="", value=value))
+        self.found: list[nn.Parameter] = []
+        if value is not None:
+            if not weights.gradients_are_visible:
+                raise ValueError(DEEPSPEED.format(prefix="", value=value))
+            self._look(value, weights)
+
+    def now(self) -> set[int] | None:
+        """The same ids; looked up anew where the base optimizer has one of them no longer, as a module was replaced."""
+        if self.value is not None:
+            optimized = {id(p) for group in self.weights.optimizer.param_groups for p in group["params"]}
+            if any(id(p) not in optimized for p in self.found):
+                self._look(self.value, self.weights)
+        return self.ids
+
+    def _look(self, value: str, weights: Weights) -> None:
         trained = {id(p): p for p in weights.parameters()}
         self.ids = set()
         for pattern in patterns(value):
@@ -53,6 +66,7 @@ class Targets:
             if matched.isdisjoint(trained):
                 raise ValueError(_nothing(value, pattern, weights.model, trained.keys()))
             self.ids |= matched
+        self.found = [p for i, p in trained.items() if i in self.ids]
         sizes = {i: p.numel() for i, p in trained.items()}
         self.share = sum(size for i, size in sizes.items() if i in self.ids), sum(sizes.values())
 

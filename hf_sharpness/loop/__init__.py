@@ -30,8 +30,10 @@ from ..engine import Closure, Engine
 from ..engine.fraction import PartClosure
 from ..engine.usage import Usage
 from ..methods import METHODS, Method, Options, hyperparameters
+from ..methods.hyperparameters import Hyperparameter
 from ..methods.options import PREFIX
 from ..sharing.values import nearest
+from .given import check_given, no_attribute
 
 
 class SharpnessAware:
@@ -51,8 +53,13 @@ class SharpnessAware:
         options: the options of every method's steps, as ``hf_sharpness.methods.Options`` has them, such as
             ``scope="device"``.
 
+    The method's numbers are attributes that can be set: ``method.rho = 0.1`` holds from the next step on.
+
     Attributes:
         engine: the engine that runs the passes.
+
+    Raises:
+        TypeError: what is given is no model, or no optimizer.
     """
 
     def __init__(
@@ -70,6 +77,7 @@ class SharpnessAware:
             raise TypeError(f"method={method!r} is not valid: must be a method with its settings, as in SAM(rho=0.1)")
         known = {field.name for field in dataclasses.fields(Options)}
         _refuse_unknown(type(self).__name__, options, known)
+        check_given(type(self).__name__, model, optimizer)
         device = next(model.parameters()).device
         scale: Callable[[], Tensor] | None = None
         if scaler is not None and scaler.is_enabled():
@@ -85,6 +93,25 @@ class SharpnessAware:
         )
         self._usage = Usage(self.engine, scale)
         self._without_epochs: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._numbers():
+            return getattr(self.method, name)
+        raise AttributeError(no_attribute(type(self).__name__, name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        numbers = self._numbers()
+        if name not in numbers:
+            super().__setattr__(name, value)
+            return
+        numbers[name].check(value)
+        setattr(self.method, name, value)
+
+    def _numbers(self) -> dict[str, Hyperparameter]:
+        """The hyper-parameters that may change from step to step."""
+        engine = vars(self).get("engine")
+        own = {} if engine is None else hyperparameters(type(engine.method))
+        return {name: h for name, h in own.items() if float in h.kinds and not hasattr(type(self), name)}
 
     @property
     def method(self) -> Method:
@@ -191,6 +218,7 @@ def loop_class(method: type[Method]) -> type[SharpnessAware]:
     signature = _signature(method)
 
     def __init__(self: SharpnessAware, model: nn.Module, optimizer: torch.optim.Optimizer, **given: Any) -> None:
+        check_given(method.__name__, model, optimizer)
         _refuse_unknown(method.__name__, given, signature.parameters)
         settings = {name: given.pop(name) for name in own if name in given}
         others = {name: value for name, value in method.without_epochs.items() if settings.get(name) is None}
@@ -198,6 +226,7 @@ def loop_class(method: type[Method]) -> type[SharpnessAware]:
         self._without_epochs = set(others)
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
+    __init__.__qualname__ = f"{method.__name__}.__init__"
     attributes = {name: _shown(source, getattr(method, source).__doc__) for name, source in method.shown.items()}
     namespace = {"__init__": __init__, "__doc__": _documentation(method), "__module__": __name__, **attributes}
     return type(method.__name__, (SharpnessAware,), namespace)

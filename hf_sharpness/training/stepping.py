@@ -75,7 +75,8 @@ class OptimizerGuard:
         if not self.watching:
             return
         trains = any(id(p) in self.trained for group in optimizer.param_groups for p in group["params"])
-        if trains or id(optimizer) in self.held or (optimizer in self.earlier and not self.puts_back(optimizer)):
+        not_made_here = id(optimizer) in self.held or optimizer in self.earlier
+        if trains or (not_made_here and not self.puts_back(optimizer)):
             self.refuse(optimizer)
         self.now.add(optimizer)
 

@@ -44,10 +44,10 @@ _WRAPPERS = {"torch.nn.parallel", "torch.distributed", "torch._dynamo", "deepspe
 SHARED_BY_THREADS = {"_thread", "threading", "queue", "_queue", "multiprocessing", "concurrent", "asyncio", "_asyncio"}
 """An object that holds one of these modules' objects is a service that other threads write to."""
 NO_STATE = (
-    *(enum.Enum, type, torch.autograd.Function, torch.optim.lr_scheduler.LRScheduler),
+    *(enum.Enum, type, torch.autograd.Function),
     *(torch.utils.data.Sampler, TorchDispatchMode, TorchFunctionMode),
 )
-"""Base classes of objects that are none of a pass's state: what draws from the data, schedulers, observers."""
+"""Base classes of objects that are none of a pass's state: what draws from the data, observers."""
 NO_VARIABLES = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
 """What a script's names are bound to once and for all."""
 OF_ITERATORS = {"builtins", "itertools", "torch"}

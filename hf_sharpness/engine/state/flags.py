@@ -14,15 +14,18 @@ class Flags(LeftAlone):
 
     A flag that guards a message, or an initialisation of weights that depends on data, is set once, by the first pass,
     and further passes shall find it set: a library's module has installed its hooks, say. But where the first pass has
-    also created what the flag stands for, a further pass begins without either. At the end of a step only flags that
-    the first passes changed are put back: another may have been set by a signal handler meanwhile.
+    also created what the flag stands for, or registered a hook, a further pass begins without either. At the end of a
+    step only flags that the first passes changed are put back: another may have been set by a signal handler meanwhile.
 
     Args:
         before: holders with their contents before each first pass.
+        hooks_were_set: the first passes registered or took off hooks of the user's.
         weights_were_set: the first passes wrote to trainable weights themselves, as such an initialisation does.
     """
 
-    def __init__(self, before: Iterable[tuple[Holder, Content]], weights_were_set: bool) -> None:
+    def __init__(
+        self, before: Iterable[tuple[Holder, Content]], weights_were_set: bool, hooks_were_set: bool = False
+    ) -> None:
         self.at_end = False
         self.changed: dict[int, set[Any]] = {}
         self.set_once: set[int] = set()
@@ -34,8 +37,8 @@ class Flags(LeftAlone):
             if flags:
                 key = id(holder.target)
                 self.changed.setdefault(key, set()).update(flags)
-                created = not holder.is_librarys and any(
-                    v is MISSING or v is None for n, v, _ in changes if n not in flags
+                created = not holder.is_librarys and (
+                    hooks_were_set or any(v is MISSING or v is None for n, v, _ in changes if n not in flags)
                 )
                 new = all(value is MISSING for name, value, _ in changes if name in flags)
                 alone = len(flags) == len(changes) and (holder.is_dict or bool(holder.skip) or new)

@@ -10,6 +10,7 @@ from torch import nn
 from .draws import StandIns
 from .generators import Standing
 from .holders import Content, Elements, Holder, LeftAlone, Names
+from .hooks import Hooks
 from .paths import Path, Root
 from .quiet import QuietModules, changed_of
 from .reach import reach
@@ -31,6 +32,9 @@ class Known(Protocol):
     written: set[Path]
     quiet: QuietModules
     devices: list[torch.device]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable weights."""
 
     def reach(self) -> Reached:
         """Walk the objects that a pass can reach."""
@@ -58,7 +62,9 @@ class Moment:
         self.services = [(name, holder, holder.take()) for name, holder in reached.services]
         self.draws = state.stand_ins.put(self.contents, reached.iterators)
         self.optimizers = reached.optimizers
+        self.wrappers = reached.wrappers
         self.quiet = state.quiet.entries
+        self.hooks = Hooks(reached.hooks, state.quiet.inner, state.parameters())
         self.tensors = Tensors(reached.tensors, state.written, large, state.lies_on_weights)
         self.included: list[Tensors] = []
         self.left_alone = LeftAlone()
@@ -75,6 +81,7 @@ class Moment:
         """Make everything what it was at this moment. Harmless to repeat."""
         for holder, content in [*self.contents, *changed_of(self.quiet)]:
             holder.put(content, self.left_alone)
+        self.hooks.restore()
         for draws, place in self.draws:
             draws.place = place
         for tensors in [self.tensors, *self.included]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Iterable
 from operator import is_
+from typing import Any
 
-from .holders import Content, Holder, Names
+from . import bounds
+from .holders import Content, Elements, Holder, Names
+from .paths import Path, name_of
 
 LEFT_ALONE = (
     "{name}, which holds a lock, a thread or a queue, was changed in a training step. Other threads may write to such "
@@ -15,6 +19,15 @@ LEFT_ALONE = (
 )
 Noted = tuple[str, Holder, Content]
 """What messages call such an object, and what it held, or a list or dict of its."""
+
+
+def holders_of(value: Any, path: Path) -> list[tuple[str, Holder]]:
+    """What reads such an object, and the lists and dicts that it holds; each with what messages call the object."""
+    own = bounds.attributes_of(value)
+    found: list[Holder] = [Names(held) for held in (own, *own.values()) if type(held) is dict]
+    found += [Elements(held, whole=True) for held in own.values() if type(held) in (list, deque, set)]
+    name = f"{name_of(path)} (a {type(value).__name__})"
+    return [(name, holder) for holder in found]
 
 
 class Services:

@@ -157,7 +157,8 @@ class State:
         if not self.before:
             return
         now = self.before[-1]
-        if id(module) not in self.quiet.ids and not any(h.target is module.__dict__ for h, _ in now.contents):
+        known = self.quiet.ids | now.wrappers
+        if id(module) not in known and not any(h.target is module.__dict__ for h, _ in now.contents):
             self.met.append(weakref.ref(module))
             now.include(self, module)
 
@@ -189,7 +190,7 @@ class State:
         if self.discovers:
             self.services.tell(pair for moment in self.before for pair in moment.services)
             self.changing |= {id(holder.target) for holder, content in held if _is_long_and_changed(holder, content)}
-        flags = Flags(held, self.weights_were_set)
+        flags = Flags(held, self.weights_were_set, any(moment.hooks.are_changed() for moment in self.before))
         for moment in [*self.before, *self.noted]:
             moment.left_alone = flags
         self.note_gradients()
@@ -207,6 +208,10 @@ class State:
         """Everything has been put back: look whether they have written what was not copied."""
         for watched in self.after.tensors.written_unseen() if self.after is not None else ():
             self._notice(watched, "have changed it")
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable weights."""
+        return self.weights.parameters()
 
     def reach(self) -> Reached:
         """Walk the objects that a pass can reach."""

@@ -10,6 +10,7 @@ import weakref
 from array import array
 from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.utils.data
@@ -38,6 +39,7 @@ def visit_of(kind: type) -> str | None:
         (torch.utils.data.Dataset, "instance" if bounds.own_classes(kind) else "dataset"),
         (torch.utils.data.DataLoader, "loader"),
         (torch.optim.Optimizer, "optimizer"),
+        (torch.optim.lr_scheduler.LRScheduler, "scheduler"),
         (bounds.NO_STATE, None),
         (torch.quasirandom.SobolEngine, "instance"),
         (
@@ -50,7 +52,7 @@ def visit_of(kind: type) -> str | None:
             return visit
     if is_generator(kind):
         return "generator"
-    if numpy is not None and kind is numpy.ndarray:
+    if numpy is not None and issubclass(kind, numpy.ndarray):
         return "array"
     if kind in (Draws, LongDraws) or (package in bounds.OF_ITERATORS and hasattr(kind, "__next__")):
         return "iterator"
@@ -59,3 +61,16 @@ def visit_of(kind: type) -> str | None:
     if package in sys.stdlib_module_names or package == "builtins":
         return None
     return "instance"
+
+
+def is_looked_into(elements: list[Any]) -> bool:
+    """Whether the elements of a list are walked, one by one: not those of a long one, which is data.
+
+    But a long list of tensors may be an average of all parameters, one of deques or arrays a memory of each class.
+    """
+    kinds = set(map(type, elements)) - bounds.ATOMS
+    if not kinds or len(elements) > bounds.LONGEST_OF_TENSORS:
+        return False
+    return len(elements) <= bounds.LONGEST_OF_OBJECTS or all(
+        issubclass(kind, Tensor | deque) or visit_of(kind) == "array" for kind in kinds
+    )

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from . import bounds
 from .code import functions_of, is_own, names_in
 from .holders import LONGEST, Array, Cell, ClassValues, Elements, Names, Numbers, Slots
-from .paths import Path, name_of
+from .paths import Path
 from .quiet import QuietModules
 from .reached import Reached
-from .visits import visit_of
+from .services import holders_of
+from .visits import is_looked_into, visit_of
 
 _OF_A_MODULE = frozenset(vars(nn.Module()))
 _OF_AN_OPTIMIZER = frozenset(vars(torch.optim.SGD([torch.zeros(1)], lr=0.1))) | {"step", "zero_grad"}
@@ -105,8 +106,12 @@ class Walk:
 
         Of that one passes may write what its hooks gather: the factors of a preconditioner (K-FAC).
         """
+        inner = bounds.attributes_of(optimizer).get("optimizer")
+        if isinstance(inner, torch.optim.Optimizer):  # Accelerate's stands before another
+            self.put(inner, path)
+            return
         groups = optimizer.param_groups
-        if any(self.is_weight(p) for group in groups for p in group["params"]):
+        if self.has_weight(groups):
             if bounds.module_of(type(optimizer)).partition(".")[0] not in bounds.PRIVATE_TO_LIBRARIES:
                 self.skips[id(optimizer)] = _OF_AN_OPTIMIZER
                 self.instance(optimizer, path)
@@ -114,6 +119,16 @@ class Walk:
         self.reached.optimizers.add(id(optimizer))
         for contents in (optimizer.state, *groups, *optimizer.state.values()):
             self.put(contents, path)
+
+    def scheduler(self, scheduler: Any, path: Path) -> None:
+        """That of an optimizer which a pass steps is stepped there, too."""
+        groups = getattr(bounds.attributes_of(scheduler).get("optimizer"), "param_groups", ())
+        if not self.has_weight(groups):
+            self.instance(scheduler, path)
+
+    def has_weight(self, groups: Iterable[dict[str, Any]]) -> bool:
+        """Whether an optimizer with these groups is the base one."""
+        return any(self.is_weight(p) for group in groups for p in group["params"])
 
     def dataset(self, dataset: Any, path: Path) -> None:
         """A library's: the datasets, or the tensors, that it was made of (``Subset``, ``TensorDataset``)."""
@@ -125,6 +140,7 @@ class Walk:
         self.put_all(module.named_buffers(), path)
 
     def wrapper(self, module: nn.Module, path: Path) -> None:
+        self.reached.wrappers.add(id(module))
         for inner in module._modules.values():
             self.put(inner, path)
 
@@ -132,7 +148,7 @@ class Walk:
         own = module.__dict__
         librarys = not bounds.own_classes(type(module))
         holder = Names(own, self.skips.get(id(module), frozenset()), is_librarys=librarys)
-        quiet, inner = not holder.skip and librarys, []
+        quiet, inner, hooks = not holder.skip and librarys, [], []
         for name, value in own.items():
             if bounds.holds_nothing(value):
                 continue
@@ -145,17 +161,19 @@ class Walk:
                 if value:
                     self.reached.holders.append(Names(value))
                     self.put_all(value.items(), path)
-            elif name in _OF_A_MODULE:  # hooks
+            elif name in _OF_A_MODULE:
                 if isinstance(value, dict):
-                    inner.append(value)
+                    hooks.append(value)
                     self.put_all(value.items(), (path, name))
             elif isinstance(value, nn.Module):
                 self.put(value, (path, name))
             elif visit_of(type(value)) is not None:
                 quiet = False
                 self.put(value, (path, name))
+        inner += hooks
         if quiet and not any(inner) and self.quiet.add(module, holder, tuple(inner)):
             return
+        self.reached.hooks += hooks
         self.reached.holders.append(holder)
         self.quiet.others.append((module, path))
         self.class_of(module, path)
@@ -175,10 +193,7 @@ class Walk:
         skip = self.skips.get(id(value), frozenset())
         if not skip and bounds.is_a_service(v for _, v in contents):
             if self.changing is None and bounds.own_classes(type(value)):
-                name = f"{name_of(path)} (a {type(value).__name__})"
-                self.reached.services += [(name, Names(v)) for v in (own, *own.values()) if type(v) is dict]
-                lists = (v for _, v in contents if type(v) in (list, deque, set))
-                self.reached.services += [(name, Elements(v, whole=True)) for v in lists]
+                self.reached.services += holders_of(value, path)
             return
         if type(own) is dict:
             self.reached.holders.append(Names(own, skip))
@@ -220,16 +235,7 @@ class Walk:
             self.put_elements(list(tuple.__iter__(value)), path)
 
     def put_elements(self, elements: list[Any], path: Path) -> None:
-        """A long list of tensors may be an average of all parameters, one of deques or arrays a memory of each class; a
-        long one of anything else is data.
-        """
-        kinds = set(map(type, elements)) - bounds.ATOMS
-        if not kinds:
-            return
-        if len(elements) <= bounds.LONGEST_OF_OBJECTS or (
-            len(elements) <= bounds.LONGEST_OF_TENSORS
-            and all(issubclass(kind, Tensor | deque) or visit_of(kind) == "array" for kind in kinds)
-        ):
+        if is_looked_into(elements):
             self.put_all(enumerate(elements), path)
 
     def array(self, value: Any, path: Path) -> None:

@@ -1,0 +1,85 @@
+"""Hooks that a pass registers or takes off: every pass begins with those that the first one began with."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+from torch import Tensor
+
+from . import bounds
+
+Dict = dict[Any, Any]
+"""Of hooks, by the ids of their handles."""
+
+
+class Hooks:
+    """The hooks on modules and parameters at one moment.
+
+    Those of libraries that are services to a pass (torch, transformers) stay as they are: they are installed once, and
+    a flag says so, which stays as well.
+
+    Args:
+        on_modules: the modules' dicts of hooks.
+        on_quiet: dicts that are empty at this moment.
+        parameters: whose hooks count.
+    """
+
+    def __init__(self, on_modules: list[Dict], on_quiet: list[tuple[Dict, ...]], parameters: list[Any]) -> None:
+        self.on_modules = on_modules
+        self.on_quiet = on_quiet
+        self.parameters = parameters
+        self.held = [(hooks, dict(hooks)) for hooks in chain(filter(None, on_modules), _of(parameters))]
+
+    def are_changed(self) -> bool:
+        """Whether the user's are others now."""
+        return any(_differs(hooks, before) for hooks, before in self._now())
+
+    def restore(self) -> None:
+        """Have the user's be those of this moment, in their order."""
+        for hooks, before in self._now():
+            if _differs(hooks, before):
+                _put(hooks, before)
+
+    def _now(self) -> Iterator[tuple[Dict, Dict]]:
+        """Every dict that holds hooks now, or did so, with what it held."""
+        quiet = filter(None, chain.from_iterable(filter(any, self.on_quiet)))
+        present = chain(filter(None, self.on_modules), quiet, _of(self.parameters))
+        before = {id(hooks): content for hooks, content in self.held}
+        yield from self.held
+        for hooks in list(present):
+            if id(hooks) not in before:
+                yield hooks, {}
+
+
+def _of(parameters: Iterable[Tensor]) -> Iterator[Dict]:
+    for parameter in parameters:
+        if parameter._backward_hooks:
+            yield parameter._backward_hooks
+        if parameter._post_accumulate_grad_hooks:
+            yield parameter._post_accumulate_grad_hooks
+
+
+def _differs(hooks: Dict, before: Dict) -> bool:
+    if len(hooks) == len(before) and all(map(int.__eq__, hooks, before)):
+        return False  # ids are given once
+    return any(_is_the_users(hook) for key, hook in (hooks | before).items() if (key in hooks) != (key in before))
+
+
+def _put(hooks: Dict, before: Dict) -> None:
+    for key in [key for key in hooks if key not in before and _is_the_users(hooks[key])]:
+        del hooks[key]
+    back = {key: hook for key, hook in before.items() if key in hooks or _is_the_users(hook)}
+    later = {key: hook for key, hook in hooks.items() if key not in back}
+    hooks.clear()
+    hooks.update(back | later)
+
+
+def _is_the_users(hook: Any) -> bool:
+    while isinstance(hook, functools.partial | types.MethodType):
+        hook = hook.func if isinstance(hook, functools.partial) else hook.__func__
+    package = hook.__module__ if isinstance(hook, types.FunctionType) else bounds.module_of(type(hook))
+    return isinstance(package, str) and package.partition(".")[0] not in bounds.PRIVATE_TO_LIBRARIES | {"builtins"}

@@ -1,0 +1,37 @@
+"""What a plain loop is told that takes a method for an optimizer, as other packages have it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+NO_OPTIMIZER = (
+    "{name} is no optimizer and has no {attribute}: call method.backward(closure) in the place of loss.backward(), and "
+    "step, schedule and zero the base optimizer as ever"
+)
+A_MODEL = "model={given} is not valid: give the model itself, as in {name}(model, optimizer, rho=0.05)"
+AN_OPTIMIZER = (
+    "optimizer={given} is not valid: give the base optimizer, made of the model's parameters, as in {name}(model, "
+    "torch.optim.SGD(model.parameters(), lr=0.1))"
+)
+
+
+def check_given(name: str, model: Any, optimizer: Any) -> None:
+    """Raise a TypeError where what a method of this name is given is no model, or no optimizer."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(A_MODEL.format(given=_shortly(model), name=name))
+    if isinstance(optimizer, type) or not hasattr(optimizer, "param_groups"):
+        raise TypeError(AN_OPTIMIZER.format(given=_shortly(optimizer), name=name))
+
+
+def _shortly(value: Any) -> str:
+    return value.__name__ if isinstance(value, type) else f"a {type(value).__name__}"
+
+
+def no_attribute(name: str, attribute: str) -> str:
+    """What the AttributeError says."""
+    if hasattr(torch.optim.Optimizer, attribute) or attribute in ("param_groups", "first_step", "second_step"):
+        return NO_OPTIMIZER.format(name=name, attribute=attribute)
+    return f"{name!r} object has no attribute {attribute!r}"
