@@ -6,6 +6,7 @@ import functools
 import types
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,9 @@ from . import bounds
 
 Dict = dict[Any, Any]
 """Of hooks, by the ids of their handles."""
+
+
+_ON_A_PARAMETER = attrgetter("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 class Hooks:
@@ -28,7 +32,7 @@ class Hooks:
         parameters: whose hooks count.
     """
 
-    def __init__(self, on_modules: list[Dict], on_quiet: list[tuple[Dict, ...]], parameters: list[Any]) -> None:
+    def __init__(self, on_modules: list[Dict], on_quiet: list[Dict], parameters: list[Any]) -> None:
         self.on_modules = on_modules
         self.on_quiet = on_quiet
         self.parameters = parameters
@@ -46,8 +50,7 @@ class Hooks:
 
     def _now(self) -> Iterator[tuple[Dict, Dict]]:
         """Every dict that holds hooks now, or did so, with what it held."""
-        quiet = filter(None, chain.from_iterable(filter(any, self.on_quiet)))
-        present = chain(filter(None, self.on_modules), quiet, _of(self.parameters))
+        present = chain(filter(None, self.on_modules), filter(None, self.on_quiet), _of(self.parameters))
         before = {id(hooks): content for hooks, content in self.held}
         yield from self.held
         for hooks in list(present):
@@ -56,11 +59,7 @@ class Hooks:
 
 
 def _of(parameters: Iterable[Tensor]) -> Iterator[Dict]:
-    for parameter in parameters:
-        if parameter._backward_hooks:
-            yield parameter._backward_hooks
-        if parameter._post_accumulate_grad_hooks:
-            yield parameter._post_accumulate_grad_hooks
+    return filter(None, chain.from_iterable(map(_ON_A_PARAMETER, parameters)))
 
 
 def _differs(hooks: Dict, before: Dict) -> bool:

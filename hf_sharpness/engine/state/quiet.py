@@ -17,6 +17,7 @@ class QuietModules:
         entries: their attributes with what those held.
         ids: their ids.
         is_complete: whether the walk came to its end.
+        inner: dicts among the attributes that are empty as long as all are quiet.
         others: modules that are not quiet, with their paths: where the next walk begins.
     """
 
@@ -31,9 +32,9 @@ class QuietModules:
         self.ids: set[int] = set()
         self.modules: list[nn.Module] = []
         self.others: list[tuple[nn.Module, Any]] = []
-        self.inner: list[tuple[dict[str, Any], ...]] = []
+        self.inner: list[dict[Any, Any]] = []
 
-    def add(self, module: nn.Module, holder: Names, inner: tuple[dict[str, Any], ...]) -> bool:
+    def add(self, module: nn.Module, holder: Names, inner: list[dict[Any, Any]]) -> bool:
         """Take note of a quiet module, unless it was not quiet before. Returns whether it is noted.
 
         Args:
@@ -46,7 +47,7 @@ class QuietModules:
         self.ids.add(id(module))
         self.modules.append(module)
         self.entries.append((holder, holder.take()))
-        self.inner.append(inner)
+        self.inner += inner
         return True
 
     def are_unchanged(self) -> bool:
@@ -55,7 +56,7 @@ class QuietModules:
             return False
         changed = [not _same(holder.target, content) for holder, content in self.entries]
         self.restless.update(id(module) for module, differs in zip(self.modules, changed, strict=True) if differs)
-        return not any(changed) and not any(map(any, self.inner))
+        return not any(changed) and not any(self.inner)
 
 
 def changed_of(entries: list[tuple[Names, Content]]) -> list[tuple[Names, Content]]:

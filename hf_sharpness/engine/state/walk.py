@@ -171,7 +171,7 @@ class Walk:
                 quiet = False
                 self.put(value, (path, name))
         inner += hooks
-        if quiet and not any(inner) and self.quiet.add(module, holder, tuple(inner)):
+        if quiet and not any(inner) and self.quiet.add(module, holder, inner):
             return
         self.reached.hooks += hooks
         self.reached.holders.append(holder)
