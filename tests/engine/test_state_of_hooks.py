@@ -50,6 +50,19 @@ class Flagged(Lazy):
             self.register(self)
 
 
+class FlaggedInADict(Lazy):
+    """Where nothing else changes."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.flags = {"ready": False}
+
+    def install(self) -> None:
+        if not self.flags["ready"]:
+            self.flags["ready"] = True
+            self.register(self)
+
+
 class Renewed(Lazy):
     """Takes the hook off and registers it anew in every pass."""
 
@@ -136,7 +149,7 @@ def trained(model: Lazy, with_method: bool) -> tuple[Tensor, list[Any]]:
 
 
 @pytest.mark.parametrize("first", [1, 6])
-@pytest.mark.parametrize("kind", [Lazy, Flagged, Renewed])
+@pytest.mark.parametrize("kind", [Lazy, Flagged, FlaggedInADict, Renewed])
 @pytest.mark.parametrize("register", HOOKS, ids=lambda hook: hook.__name__)
 def test_a_hook_that_a_pass_registers_is_there_once(register: Any, kind: type[Lazy], first: int) -> None:
     if register is on_all and kind is Renewed:
@@ -148,15 +161,19 @@ def test_a_hook_that_a_pass_registers_is_there_once(register: Any, kind: type[La
 
 
 def test_the_order_of_hooks_stays() -> None:
-    """One that is taken off in a pass, and is put back for the next, comes before one that stays."""
+    """One that is taken off at the end of a pass, and is put back for the next, comes before one that stays."""
 
     class Removing(Lazy):
         def install(self) -> None:
             if self.handle is None:
                 self.handle = self.body.register_forward_hook(lambda module, args, output: output * 3.0)
                 self.body.register_forward_hook(lambda module, args, output: output + 1.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output = super().forward(x)
             if self.passes == 4:
                 self.handle.remove()
+            return output
 
     assert torch.equal(trained(Removing(forward), True)[0], trained(Removing(forward), False)[0])
 

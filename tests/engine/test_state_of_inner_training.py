@@ -52,18 +52,18 @@ class Teacher:
 
     def __init__(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
         torch.manual_seed(1)
-        self.inner = nn.Linear(4, 3).double().requires_grad_(False)
-        self.wrapped = wrap(self.inner)
+        inner = nn.Sequential(nn.Linear(4, 3).requires_grad_(False), nn.BatchNorm1d(3, affine=False))
+        self.wrapped = wrap(inner.double().eval())
 
     def __call__(self, model: Any, output: Tensor) -> Tensor:
         with torch.no_grad():
-            for own, other in zip(self.inner.parameters(), model.parameters(), strict=True):
+            for own, other in zip(self.wrapped.parameters(), model.parameters(), strict=True):
                 own.mul_(0.5).add_(other, alpha=0.5)
             wanted = self.wrapped(torch.ones_like(output[:, :1]).expand(-1, 4))
         return (output - wanted).square().mean()
 
     def state(self) -> Any:
-        return [p.tolist() for p in self.inner.parameters()]
+        return [p.tolist() for p in self.wrapped.parameters()]
 
 
 class Recorded:
