@@ -31,10 +31,10 @@ class Hidden(Stateful):
     """Draws from what cannot be rewound."""
 
     def prepare(self) -> None:
-        self.numbers, self.middle = (itertools.count(1),), nn.Identity()
+        self.numbers, self.middle = frozenset([itertools.count(1)]), nn.Identity()
 
     def factor(self, h: Tensor) -> Tensor:
-        return self.middle(torch.ones_like(h) / next(self.numbers[0]))
+        return self.middle(torch.ones_like(h) / next(*self.numbers))
 
 
 def run(model: nn.Module, spec: Spec, steps: int = 2, step: bool = True, **options: Any) -> tuple[Tensor, list[str]]:
@@ -90,7 +90,7 @@ def test_what_is_less_than_a_twentieth_of_the_perturbations_effect(rho: float) -
 
     class Slight(Hidden):
         def factor(self, h: Tensor) -> Tensor:
-            return 1 + 1e-4 * (next(self.numbers[0]) % 2) * torch.ones_like(h)
+            return 1 + 1e-4 * (next(*self.numbers) % 2) * torch.ones_like(h)
 
     assert len(run(Slight().double(), Spec("sam", "sam", {"rho": rho}))[1]) == (rho == 0)
 
@@ -117,7 +117,7 @@ def test_when() -> None:
 def test_a_gradient_that_is_not_finite_is_not_compared() -> None:
     class Overflowing(Hidden):
         def factor(self, h: Tensor) -> Any:
-            number = next(self.numbers[0])
+            number = next(*self.numbers)
             return float("inf") if number == 1 else 1.0 / number
 
     model = Overflowing().double()
