@@ -160,13 +160,18 @@ def test_a_hook_that_a_pass_registers_is_there_once(register: Any, kind: type[La
     assert torch.equal(weights, expected)
 
 
-def test_the_order_of_hooks_stays() -> None:
+@pytest.mark.parametrize("keywords", [False, True])
+def test_the_order_of_hooks_stays(keywords: bool) -> None:
     """One that is taken off at the end of a pass, and is put back for the next, comes before one that stays."""
+
+    def tripled(module: nn.Module, *args: Any) -> Any:
+        assert len(args) == 2 + keywords
+        return args[-1] * 3.0
 
     class Removing(Lazy):
         def install(self) -> None:
             if self.handle is None:
-                self.handle = self.body.register_forward_hook(lambda module, args, output: output * 3.0)
+                self.handle = self.body.register_forward_hook(tripled, with_kwargs=keywords)
                 self.body.register_forward_hook(lambda module, args, output: output + 1.0)
 
         def forward(self, x: Tensor) -> Tensor:

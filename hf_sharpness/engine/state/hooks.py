@@ -15,8 +15,6 @@ from . import bounds
 
 Dict = dict[Any, Any]
 """Of hooks, by the ids of their handles."""
-
-
 _ON_A_PARAMETER = attrgetter("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
@@ -65,16 +63,22 @@ def _of(parameters: Iterable[Tensor]) -> Iterator[Dict]:
 def _differs(hooks: Dict, before: Dict) -> bool:
     if len(hooks) == len(before) and all(map(int.__eq__, hooks, before)):
         return False  # ids are given once
-    return any(_is_the_users(hook) for key, hook in (hooks | before).items() if (key in hooks) != (key in before))
+    is_gone = any(key not in hooks and _comes_back(hook) for key, hook in before.items())
+    return is_gone or any(key not in before and _is_the_users(hook) for key, hook in hooks.items())
 
 
 def _put(hooks: Dict, before: Dict) -> None:
     for key in [key for key in hooks if key not in before and _is_the_users(hooks[key])]:
         del hooks[key]
-    back = {key: hook for key, hook in before.items() if key in hooks or _is_the_users(hook)}
+    back = {key: hook for key, hook in before.items() if key in hooks or _comes_back(hook)}
     later = {key: hook for key, hook in hooks.items() if key not in back}
     hooks.clear()
     hooks.update(back | later)
+
+
+def _comes_back(hook: Any) -> bool:
+    """Whether a hook is put back. Beside the id of one that takes keywords, say, torch has True; none of these is lost."""
+    return hook is True or _is_the_users(hook)
 
 
 def _is_the_users(hook: Any) -> bool:

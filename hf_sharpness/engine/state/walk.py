@@ -106,10 +106,6 @@ class Walk:
 
         Of that one passes may write what its hooks gather: the factors of a preconditioner (K-FAC).
         """
-        inner = bounds.attributes_of(optimizer).get("optimizer")
-        if isinstance(inner, torch.optim.Optimizer):  # Accelerate's stands before another
-            self.put(inner, path)
-            return
         groups = optimizer.param_groups
         if self.has_weight(groups):
             if bounds.module_of(type(optimizer)).partition(".")[0] not in bounds.PRIVATE_TO_LIBRARIES:
@@ -117,7 +113,8 @@ class Walk:
                 self.instance(optimizer, path)
             return
         self.reached.optimizers.add(id(optimizer))
-        for contents in (optimizer.state, *groups, *optimizer.state.values()):
+        inner = bounds.attributes_of(optimizer).get("optimizer")  # Accelerate's stands before another
+        for contents in (optimizer.state, *groups, *optimizer.state.values(), inner):
             self.put(contents, path)
 
     def scheduler(self, scheduler: Any, path: Path) -> None:
