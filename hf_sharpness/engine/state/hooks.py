@@ -77,7 +77,7 @@ def _put(hooks: Dict, before: Dict) -> None:
 
 
 def _comes_back(hook: Any) -> bool:
-    """Whether a hook is put back. Beside the id of one that takes keywords, say, torch has True; none of these is lost."""
+    """Whether a hook is put back; and so is True, which torch notes beside the id of one that takes keywords, say."""
     return hook is True or _is_the_users(hook)
 
 
