@@ -64,3 +64,17 @@ def test_a_method_is_no_optimizer(name: str) -> None:
         getattr(SAM(model, torch.optim.SGD(model.parameters(), lr=0.1)), name + "_nothing")
     with pytest.raises(TypeError, match=r"SAM.__init__\(\) missing 1 required positional argument: 'optimizer'"):
         SAM(model)
+
+
+def test_a_subclass_may_have_set_it_before() -> None:
+    class Own(SAM):  # type: ignore[valid-type, misc]
+        def __init__(self, *args: Any, rho: float = 0.05) -> None:
+            self.rho = rho
+            super().__init__(*args, rho=rho)
+
+    model = Net()
+    method = Own(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    method.rho *= 2
+    assert method.rho == method.method.rho == 0.1
+    method.rho = torch.tensor(0.25)
+    assert method.method.rho == 0.25

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
@@ -17,6 +18,10 @@ NORMALISATIONS = (
 TIED = (
     "target_modules={value!r}: the head is tied to the embedding {name}, which would be perturbed with it: name the "
     "parameters to perturb, or untie them"
+)
+NONE_LEFT = (
+    "target_modules={value!r}: the base optimizer has none of the parameters that it names any longer: steps are "
+    "made without a perturbation"
 )
 DEEPSPEED = (
     "{prefix}target_modules={value!r} does not run under DeepSpeed, whose parts of the weights mix those to perturb "
@@ -55,18 +60,20 @@ class Targets:
         if self.value is not None:
             optimized = {id(p) for group in self.weights.optimizer.param_groups for p in group["params"]}
             if any(id(p) not in optimized for p in self.found):
-                self._look(self.value, self.weights)
+                self._look(self.value, self.weights, again=True)
         return self.ids
 
-    def _look(self, value: str, weights: Weights) -> None:
+    def _look(self, value: str, weights: Weights, again: bool = False) -> None:
         trained = {id(p): p for p in weights.parameters()}
         self.ids = set()
         for pattern in patterns(value):
             matched = {id(p) for p in _matching(pattern, weights.model, value)}
-            if matched.isdisjoint(trained):
+            if matched.isdisjoint(trained) and not again:  # later they may be frozen, one after the other
                 raise ValueError(_nothing(value, pattern, weights.model, trained.keys()))
             self.ids |= matched
         self.found = [p for i, p in trained.items() if i in self.ids]
+        if again and not self.found:
+            warnings.warn(NONE_LEFT.format(value=value), stacklevel=2)
         sizes = {i: p.numel() for i, p in trained.items()}
         self.share = sum(size for i, size in sizes.items() if i in self.ids), sum(sizes.values())
 

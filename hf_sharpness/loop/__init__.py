@@ -53,7 +53,8 @@ class SharpnessAware:
         options: the options of every method's steps, as ``hf_sharpness.methods.Options`` has them, such as
             ``scope="device"``.
 
-    The method's numbers are attributes that can be set: ``method.rho = 0.1`` holds from the next step on.
+    The method's hyper-parameters of type float are attributes that can be set: ``method.rho = 0.1`` holds from the next
+    step on.
 
     Attributes:
         engine: the engine that runs the passes.
@@ -93,6 +94,8 @@ class SharpnessAware:
         )
         self._usage = Usage(self.engine, scale)
         self._without_epochs: set[str] = set()
+        for name in self._numbers():
+            vars(self).pop(name, None)  # a subclass may have set it before: now it is the method's
 
     def __getattr__(self, name: str) -> Any:
         if name in self._numbers():
@@ -104,6 +107,7 @@ class SharpnessAware:
         if name not in numbers:
             super().__setattr__(name, value)
             return
+        value = value.item() if hasattr(value, "item") else value  # a tensor's number, or NumPy's
         numbers[name].check(value)
         setattr(self.method, name, value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable
@@ -112,11 +113,26 @@ def after_accumulation(model: Lazy) -> Any:
     return model.head.weight.register_post_accumulate_grad_hook(halve)
 
 
+def of_torchs(model: Lazy) -> Any:
+    return model.head.weight.register_hook(functools.partial(torch.mul, other=torch.tensor(0.5, dtype=torch.float64)))
+
+
 def on_all(model: Lazy) -> Any:
     return model.register_forward_pre_hook(lambda module, args: (args[0] + 0.1,))
 
 
-HOOKS = [forward, with_keywords, partial, gathers, before, backward, on_a_parameter, after_accumulation, on_all]
+HOOKS = [
+    forward,
+    with_keywords,
+    partial,
+    gathers,
+    before,
+    backward,
+    on_a_parameter,
+    after_accumulation,
+    of_torchs,
+    on_all,
+]
 
 
 def trained(model: Lazy, with_method: bool) -> tuple[Tensor, list[Any]]:
@@ -183,13 +199,83 @@ def test_the_order_of_hooks_stays(keywords: bool) -> None:
     assert torch.equal(trained(Removing(forward), True)[0], trained(Removing(forward), False)[0])
 
 
-def test_a_librarys_hooks_stay() -> None:
+class ActNorm(nn.Module):
+    """Initialises its weights from the first batch; a hook that has nothing to do with it removes itself there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.shift = nn.Parameter(torch.zeros(5))
+        self.ready = False
+        self.handle = self.head.register_forward_hook(lambda module, args, output: self.handle.remove())
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.body(x)
+        if not self.ready:
+            self.ready = True
+            self.shift.data.copy_(features.detach().mean(0))
+        return self.head(torch.tanh(features - self.shift)).square().mean()
+
+
+class OnceByAHook(nn.Module):
+    """The same by a hook that takes itself off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.handle = self.body.register_forward_hook(self.initialise)
+
+    def initialise(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.body.bias.sub_(output.mean(0))
+        self.handle.remove()
+        return nn.functional.linear(args[0], self.body.weight, self.body.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body(x))).square().mean()
+
+
+@pytest.mark.parametrize("kind", [ActNorm, OnceByAHook])
+def test_an_initialisation_that_depends_on_data_is_made_once(kind: type[nn.Module]) -> None:
+    """Against SAM by hand, from the weights that the first pass has set."""
+    torch.manual_seed(0)
+    model = kind().double()
+    twin = copy.deepcopy(model)
+    method = SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.3)
+    x = torch.randn(6, 4, dtype=torch.float64)
+
+    def closure() -> Tensor:
+        loss = model(x)
+        loss.backward()
+        return loss
+
+    method.backward(closure)
+    gradient: list[Tensor] = []
+    for moved in range(2):
+        twin.load_state_dict(model.state_dict())
+        twin.ready = True
+        twin.body._forward_hooks.clear()
+        twin.head._forward_hooks.clear()
+        if moved:
+            with torch.no_grad():
+                norm = torch.cat([g.flatten() for g in gradient]).norm()
+                for parameter, g in zip(twin.parameters(), gradient, strict=True):
+                    parameter.add_(g, alpha=0.3 / float(norm))
+        twin.zero_grad()
+        twin(x).backward()
+        gradient = [p.grad.clone() for p in twin.parameters() if p.grad is not None]
+    for parameter, expected in zip(model.parameters(), gradient, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("library", ["transformers.utils.output_capturing", "numpy"])
+def test_a_librarys_hooks_stay(library: str) -> None:
     """It installs them once, and its flag says so, which stays too."""
 
     def hook(module: Any, args: Any, output: Tensor) -> Tensor:
         return output * 1.5
 
-    hook.__module__ = "transformers.utils.output_capturing"
+    hook.__module__ = library
     model = Lazy(lambda model: model.body.register_forward_hook(hook))
     method = SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.1, check="off")
     passes = 0

@@ -152,11 +152,3 @@ ARRAYS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("array", ARRAYS)
 def test_subclasses_of_numpys_array(array: str) -> None:
     check(lambda: Recorded(ARRAYS[array]()))
-
-
-def test_an_array_in_a_file(tmp_path: Any) -> None:
-    made = [np.memmap(tmp_path / str(number), dtype="float64", mode="w+", shape=(4,)) for number in range(2)]
-    for array in made:
-        array[...] = 1.0
-    arrays = iter(made)
-    check(lambda: Recorded(next(arrays)))

@@ -128,6 +128,6 @@ def test_what_services_hold_is_left_alone() -> None:
 
     model, logger = Stateful().double(), Logger()
     model.first.register_forward_hook(lambda *_: logger.lines.append(1))
-    with pytest.warns(UserWarning, match=r"logger \(a Logger\), which holds a lock"):
+    with pytest.warns(UserWarning, match=r"logger \(a Logger\) holds a lock"):
         run(model, BITWISE[1], noticed=True)
     assert len(logger.lines) == STEPS * 3

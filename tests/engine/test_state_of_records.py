@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import threading
 import types
 import warnings
 import weakref
@@ -251,44 +250,3 @@ def test_more_objects_than_are_looked_at_is_told(monkeypatch: pytest.MonkeyPatch
     with pytest.warns(UserWarning, match="objects can be reached .* is not put back") as told:
         trained(lambda model: float(len(tree)), SAM)
     assert len(told) == 1
-
-
-class Meter:
-    """Counts what it is told, from any thread; a list and a dict of its own are written to."""
-
-    def __init__(self) -> None:
-        self.lock, self.lines, self.totals = threading.Lock(), [0], {"seen": 0}
-
-    def add(self) -> None:
-        with self.lock:
-            self.lines.append(len(self.lines))
-
-
-class Counting(Meter):
-    def add(self) -> None:
-        self.count = getattr(self, "count", 0) + 1
-
-
-class Tallying(Meter):
-    def add(self) -> None:
-        self.totals["seen"] += 1
-
-
-class Idle(Meter):
-    def add(self) -> None:
-        pass
-
-
-@pytest.mark.parametrize("kind", [Meter, Counting, Tallying])
-def test_what_is_left_alone_for_its_lock_is_told(kind: type[Meter]) -> None:
-    meter = kind()
-    with pytest.warns(UserWarning, match=rf"meter \(a {kind.__name__}\), which holds a lock.*left alone") as told:
-        trained(lambda model: meter.add() or 0.0, SAM)
-    assert len(told) == 1
-
-
-def test_an_object_with_a_lock_that_passes_leave_alone_is_not_told_of() -> None:
-    meter = Idle()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        trained(lambda model: meter.add() or 0.0, SAM)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from . import bounds
+from .code import is_own
 
 Dict = dict[Any, Any]
 """Of hooks, by the ids of their handles."""
@@ -21,8 +22,7 @@ _ON_A_PARAMETER = attrgetter("_backward_hooks", "_post_accumulate_grad_hooks")
 class Hooks:
     """The hooks on modules and parameters at one moment.
 
-    Those of libraries that are services to a pass (torch, transformers) stay as they are: they are installed once, and
-    a flag says so, which stays as well.
+    Those of libraries stay as they are: they are installed once, and a flag says so, which stays as well.
 
     Args:
         on_modules: the modules' dicts of hooks.
@@ -36,15 +36,23 @@ class Hooks:
         self.parameters = parameters
         self.held = [(hooks, dict(hooks)) for hooks in chain(filter(None, on_modules), _of(parameters))]
 
+    def leave_alone(self) -> None:
+        """From now on none is put back."""
+        self.on_modules, self.on_quiet, self.parameters, self.held = [], [], [], []
+
     def are_changed(self) -> bool:
         """Whether the user's are others now."""
         return any(_differs(hooks, before) for hooks, before in self._now())
 
     def restore(self) -> None:
         """Have the user's be those of this moment, in their order."""
-        for hooks, before in self._now():
-            if _differs(hooks, before):
-                _put(hooks, before)
+        gone: set[int] = set()
+        changed = [(hooks, before) for hooks, before in self._now() if _differs(hooks, before)]
+        for hooks, before in changed:
+            gone |= _put(hooks, before)
+        for hooks in filter(None, chain(self.on_modules, self.on_quiet) if gone else ()):
+            for key in gone & {key for key, hook in hooks.items() if hook is True}:
+                del hooks[key]
 
     def _now(self) -> Iterator[tuple[Dict, Dict]]:
         """Every dict that holds hooks now, or did so, with what it held."""
@@ -67,13 +75,16 @@ def _differs(hooks: Dict, before: Dict) -> bool:
     return is_gone or any(key not in before and _is_the_users(hook) for key, hook in hooks.items())
 
 
-def _put(hooks: Dict, before: Dict) -> None:
-    for key in [key for key in hooks if key not in before and _is_the_users(hooks[key])]:
+def _put(hooks: Dict, before: Dict) -> set[int]:
+    """Returns the ids of those that are taken off."""
+    gone = {key for key, hook in hooks.items() if key not in before and _is_the_users(hook)}
+    for key in gone:
         del hooks[key]
     back = {key: hook for key, hook in before.items() if key in hooks or _comes_back(hook)}
     later = {key: hook for key, hook in hooks.items() if key not in back}
     hooks.clear()
     hooks.update(back | later)
+    return gone
 
 
 def _comes_back(hook: Any) -> bool:
@@ -84,5 +95,6 @@ def _comes_back(hook: Any) -> bool:
 def _is_the_users(hook: Any) -> bool:
     while isinstance(hook, functools.partial | types.MethodType):
         hook = hook.func if isinstance(hook, functools.partial) else hook.__func__
-    package = hook.__module__ if isinstance(hook, types.FunctionType) else bounds.module_of(type(hook))
-    return isinstance(package, str) and package.partition(".")[0] not in bounds.PRIVATE_TO_LIBRARIES | {"builtins"}
+    if isinstance(hook, types.FunctionType):
+        return isinstance(hook.__module__, str) and is_own(hook.__module__)
+    return isinstance(hook, types.BuiltinFunctionType) or bool(bounds.own_classes(type(hook)))

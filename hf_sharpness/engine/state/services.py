@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections import deque
 from collections.abc import Iterable
@@ -13,12 +14,20 @@ from .holders import Content, Elements, Holder, Names
 from .paths import Path, name_of
 
 LEFT_ALONE = (
-    "{name}, which holds a lock, a thread or a queue, was changed in a training step. Other threads may write to such "
-    "an object, so that it is left alone: the further passes of a step change it again. If that is to be put back, "
-    "keep what passes change in an object without these"
+    "{name} holds a lock, and was changed in a training step, again in its further passes. Other threads may write to "
+    "such an object, so that it is left alone. If passes change it, and that is to be put back, keep what they change "
+    "in an object without a lock"
 )
 Noted = tuple[str, Holder, Content]
 """What messages call such an object, and what it held, or a list or dict of its."""
+
+
+def holds_locks_alone(values: Iterable[Any]) -> bool:
+    """Whether nothing in an object says that another thread writes to it: no thread of its own, and no queue."""
+    shared = [v for v in values if bounds.module_of(type(v)).partition(".")[0] in bounds.SHARED_BY_THREADS]
+    return all(bounds.module_of(type(v)) in ("_thread", "threading") for v in shared) and not any(
+        isinstance(v, threading.Thread) for v in shared
+    )
 
 
 def holders_of(value: Any, path: Path) -> list[tuple[str, Holder]]:
@@ -31,17 +40,26 @@ def holders_of(value: Any, path: Path) -> list[tuple[str, Holder]]:
 
 
 class Services:
-    """Tells of each of them once."""
+    """Tells, once, of each that the first passes of a step have changed, and its further passes as well."""
 
     def __init__(self) -> None:
+        self.changed: set[str] = set()
         self.told: set[str] = set()
 
-    def tell(self, noted: Iterable[Noted]) -> None:
-        """Warn of those that do not hold now what they held before the first passes of a step."""
-        changed = {name for name, holder, content in noted if _has_changed(holder, content)}
-        for name in sorted(changed - self.told):
+    def note(self, before: Iterable[Noted]) -> None:
+        """The first passes have been made; what was noted before them."""
+        self.changed = _changed(before)
+
+    def tell(self, after: Iterable[Noted]) -> None:
+        """The further passes have been made; what was noted before them."""
+        for name in sorted((self.changed & _changed(after)) - self.told):
             self.told.add(name)
             warnings.warn(LEFT_ALONE.format(name=name), stacklevel=2)
+        self.changed = set()
+
+
+def _changed(noted: Iterable[Noted]) -> set[str]:
+    return {name for name, holder, content in noted if _has_changed(holder, content)}
 
 
 def _has_changed(holder: Holder, content: Content) -> bool:

@@ -178,6 +178,7 @@ class State:
         self.of_step += self.batch
         self.batch = []
         moment = Moment(self, None, large=False)
+        moment.hooks.leave_alone()  # those that the pass itself has registered until then are no state of another
         self.noted.append(moment)
         return moment
 
@@ -188,8 +189,11 @@ class State:
             self._notice(watched, "saw it changed")
         held = [pair for moment in self.before for pair in [*moment.contents, *changed_of(moment.quiet)]]
         if self.discovers:
-            self.services.tell(pair for moment in self.before for pair in moment.services)
+            self.services.note(pair for moment in self.before for pair in moment.services)
             self.changing |= {id(holder.target) for holder, content in held if _is_long_and_changed(holder, content)}
+        if self.weights_were_set:  # an initialisation that depends on data, which is not to be made again
+            for moment in self.before:
+                moment.hooks.leave_alone()
         flags = Flags(held, self.weights_were_set, any(moment.hooks.are_changed() for moment in self.before))
         for moment in [*self.before, *self.noted]:
             moment.left_alone = flags
@@ -206,8 +210,11 @@ class State:
 
     def after_further_passes(self) -> None:
         """Everything has been put back: look whether they have written what was not copied."""
-        for watched in self.after.tensors.written_unseen() if self.after is not None else ():
+        if self.after is None:
+            return
+        for watched in self.after.tensors.written_unseen():
             self._notice(watched, "have changed it")
+        self.services.tell(self.after.services)
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable weights."""

@@ -52,10 +52,12 @@ def visit_of(kind: type) -> str | None:
             return visit
     if is_generator(kind):
         return "generator"
-    if numpy is not None and issubclass(kind, numpy.ndarray):
+    if numpy is not None and kind in (numpy.ndarray, numpy.matrix, numpy.recarray, numpy.ma.MaskedArray):
         return "array"
     if kind in (Draws, LongDraws) or (package in bounds.OF_ITERATORS and hasattr(kind, "__next__")):
         return "iterator"
+    if bounds.module_of(kind) == "accelerate.scheduler":
+        return "scheduler"
     if package in bounds.PRIVATE_TO_LIBRARIES:
         return "instance" if issubclass(kind, Mapping) or bounds.is_a_cache(kind) else None
     if package in sys.stdlib_module_names or package == "builtins":

@@ -18,7 +18,7 @@ from .holders import LONGEST, Array, Cell, ClassValues, Elements, Names, Numbers
 from .paths import Path
 from .quiet import QuietModules
 from .reached import Reached
-from .services import holders_of
+from .services import holders_of, holds_locks_alone
 from .visits import is_looked_into, visit_of
 
 _OF_A_MODULE = frozenset(vars(nn.Module()))
@@ -119,9 +119,10 @@ class Walk:
 
     def scheduler(self, scheduler: Any, path: Path) -> None:
         """That of an optimizer which a pass steps is stepped there, too."""
-        groups = getattr(bounds.attributes_of(scheduler).get("optimizer"), "param_groups", ())
-        if not self.has_weight(groups):
+        own = bounds.attributes_of(scheduler)
+        if not self.has_weight(getattr(own.get("optimizer"), "param_groups", ())):
             self.instance(scheduler, path)
+            self.put(own.get("scheduler"), path)  # behind Accelerate's
 
     def has_weight(self, groups: Iterable[dict[str, Any]]) -> bool:
         """Whether an optimizer with these groups is the base one."""
@@ -189,7 +190,7 @@ class Walk:
         contents = [*own.items(), *Slots(value, slots).items()]
         skip = self.skips.get(id(value), frozenset())
         if not skip and bounds.is_a_service(v for _, v in contents):
-            if self.changing is None and bounds.own_classes(type(value)):
+            if self.changing is None and bounds.own_classes(type(value)) and holds_locks_alone(v for _, v in contents):
                 self.reached.services += holders_of(value, path)
             return
         if type(own) is dict:
