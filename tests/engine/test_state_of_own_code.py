@@ -190,8 +190,7 @@ class Hooking(Stateful):
 
 def test_a_flag_that_a_pass_creates_stays() -> None:
     model = Hooking().double()
-    with pytest.warns(UserWarning, match="a Record"):
-        run(model, BITWISE[1], noticed=True)
+    run(model, BITWISE[1])
     assert model.record.forwards == 1
 
 
