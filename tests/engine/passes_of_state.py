@@ -40,6 +40,24 @@ def closures_of(model: nn.Module, micro_batches: list[Any], loss: Callable[..., 
     return [functools.partial(closure, batch) for batch in micro_batches]
 
 
+def descend(model: nn.Module, loss_of: Callable[[Tensor], Tensor], method: Any = None, steps: int = 6) -> Tensor:
+    """The weights after steps of SGD on random inputs; a method makes them without a perturbation."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    made = method(model, optimizer, rho=0.0) if method else None
+    for _ in range(steps):
+        x = torch.randn(6, 4, dtype=torch.float64)
+
+        def closure(x: Tensor = x) -> Tensor:
+            loss = loss_of(x)
+            loss.backward()
+            return loss
+
+        made.backward(closure) if made else closure()
+        optimizer.step()
+        optimizer.zero_grad()
+    return flat(model)
+
+
 def trained(model: nn.Module) -> list[nn.Parameter]:
     return [p for name, p in model.named_parameters() if "teacher" not in name]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from passes_of_state import descend
 from torch import Tensor, nn
 
 from hf_sharpness import SAM
@@ -142,26 +143,14 @@ def trained(model: Lazy, with_method: bool) -> tuple[Tensor, list[Any]]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    method = SAM(model, optimizer, rho=0.0) if with_method else None
-    for _ in range(STEPS):
-        x = torch.randn(6, 4, dtype=torch.float64)
-
-        def closure(x: Tensor = x) -> Tensor:
-            loss = model(x)
-            loss.backward()
-            return loss
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            closure() if method is None else method.backward(closure)
-        optimizer.step()
-        optimizer.zero_grad()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weights = descend(model, model, SAM if with_method else None, STEPS)
     weight = model.head.weight
     counts = [len(weight._backward_hooks or ()), len(weight._post_accumulate_grad_hooks or ()), len(model.seen)]
     for module in model.modules():
         counts += [len(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks)]
-    return torch.cat([p.detach().flatten() for p in model.parameters()]), counts
+    return weights, counts
 
 
 @pytest.mark.parametrize("first", [1, 6])

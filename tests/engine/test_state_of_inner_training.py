@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from passes_of_state import descend
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, lr_scheduler
+from torch.optim import Adam, lr_scheduler
 
 from hf_sharpness import SAM
 
@@ -83,23 +84,16 @@ class Recorded:
 def trained(extra: Any, with_method: bool) -> tuple[Tensor, Any]:
     torch.manual_seed(0)
     model = nn.Linear(4, 3).double()
-    optimizer = SGD(model.parameters(), lr=0.1)
-    method = SAM(model, optimizer, rho=0.0) if with_method else None
-    for _ in range(STEPS):
-        x = torch.randn(6, 4, dtype=torch.float64)
 
-        def closure(x: Tensor = x) -> Tensor:
-            output = model(x)
-            loss: Tensor = output.square().mean() + extra(model, output)
-            loss.backward()
-            return loss
+    def loss_of(x: Tensor) -> Tensor:
+        output = model(x)
+        loss: Tensor = output.square().mean() + extra(model, output)
+        return loss
 
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", module="hf_sharpness")
-            closure() if method is None else method.backward(closure)
-        optimizer.step()
-        optimizer.zero_grad()
-    return torch.cat([p.detach().flatten() for p in model.parameters()]), extra.state()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", module="hf_sharpness")
+        weights = descend(model, loss_of, SAM if with_method else None, STEPS)
+    return weights, extra.state()
 
 
 def check(make: Callable[[], Any]) -> None:

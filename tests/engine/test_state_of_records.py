@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from passes_of_state import descend
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
@@ -41,19 +42,7 @@ def trained(record: Callable[[Recording], float], method: Any = None, steps: int
     """The weights after some steps, with rho 0 those of a stock training."""
     torch.manual_seed(0)
     model = Recording(record).double()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    made = method(model, optimizer, rho=0.0) if method else None
-    for _ in range(steps):
-        x = torch.randn(5, 4, dtype=torch.float64)
-
-        def closure(x: Tensor = x) -> Tensor:
-            loss = model(x)
-            loss.backward()
-            return loss
-
-        made.backward(closure) if made else closure()
-        optimizer.step()
-        optimizer.zero_grad()
+    descend(model, model, method, steps)
     assert model.calls == steps
     return model.linear.weight.detach()
 

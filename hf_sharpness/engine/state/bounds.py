@@ -69,7 +69,12 @@ def module_of(kind: type) -> str:
 
 def is_a_service(values: Iterable[Any]) -> bool:
     """Whether an object that holds these is written to by other threads (loggers, progress bars, queues)."""
-    return any(module_of(type(value)).partition(".")[0] in SHARED_BY_THREADS for value in values)
+    return bool(of_threads(values))
+
+
+def of_threads(values: Iterable[Any]) -> list[Any]:
+    """Those of them that threads share: locks, threads, queues."""
+    return [value for value in values if module_of(type(value)).partition(".")[0] in SHARED_BY_THREADS]
 
 
 def is_a_cache(kind: type) -> bool:

@@ -19,13 +19,11 @@ class Flags(LeftAlone):
 
     Args:
         before: holders with their contents before each first pass.
-        hooks_were_set: the first passes registered or took off hooks of the user's.
         weights_were_set: the first passes wrote to trainable weights themselves, as such an initialisation does.
+        hooks_were_set: the first passes registered or took off hooks of the user's.
     """
 
-    def __init__(
-        self, before: Iterable[tuple[Holder, Content]], weights_were_set: bool, hooks_were_set: bool = False
-    ) -> None:
+    def __init__(self, before: Iterable[tuple[Holder, Content]], weights_were_set: bool, hooks_were_set: bool) -> None:
         self.at_end = False
         self.changed: dict[int, set[Any]] = {}
         self.set_once: set[int] = set()

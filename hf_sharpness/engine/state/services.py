@@ -24,9 +24,9 @@ Noted = tuple[str, Holder, Content]
 
 def holds_locks_alone(values: Iterable[Any]) -> bool:
     """Whether nothing in an object says that another thread writes to it: no thread of its own, and no queue."""
-    shared = [v for v in values if bounds.module_of(type(v)).partition(".")[0] in bounds.SHARED_BY_THREADS]
-    return all(bounds.module_of(type(v)) in ("_thread", "threading") for v in shared) and not any(
-        isinstance(v, threading.Thread) for v in shared
+    return all(
+        bounds.module_of(type(value)) in ("_thread", "threading") and not isinstance(value, threading.Thread)
+        for value in bounds.of_threads(values)
     )
 
 
