@@ -62,7 +62,7 @@ def test_training_flags(flags, expected):
         (["--learning_rte", "1"], ["'--learning_rte'", "'--learning_rate'", "--help"]),
         (["--learning_rate", "fast"], ["--learning_rate", "'fast'"]),
         (["--learn", "1"], ["'--learn'"]),  # no abbreviations
-        (["--optim", "wsm"], ["--optim", "'wsm'", "wsam"]),
+        (["--lr_scheduler_type", "cosin"], ["--lr_scheduler_type", "'cosin'", "'cosine'"]),
         (["--bf16", "perhaps"], ["--bf16", "perhaps"]),
         (["--max_steps"], ["--max_steps", "expected one argument"]),
         (["stray"], ["'stray'"]),

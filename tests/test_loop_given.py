@@ -78,3 +78,12 @@ def test_a_subclass_may_have_set_it_before() -> None:
     assert method.rho == method.method.rho == 0.1
     method.rho = torch.tensor(0.25)
     assert method.method.rho == 0.25
+
+
+@pytest.mark.parametrize(("attribute", "value"), [("steps", 3), ("adaptive", True)])
+def test_what_the_passes_are_planned_with_cannot_be_set(attribute: str, value: Any) -> None:
+    model = Net()
+    method = SAM(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert getattr(method, attribute) == getattr(methods.SAM(), attribute)
+    with pytest.raises(AttributeError, match=rf"{attribute}={value} cannot be set once a SAM is made.* make a new one"):
+        setattr(method, attribute, value)

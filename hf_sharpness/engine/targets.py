@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -65,17 +65,34 @@ class Targets:
 
     def _look(self, value: str, weights: Weights, again: bool = False) -> None:
         trained = {id(p): p for p in weights.parameters()}
-        self.ids = set()
-        for pattern in patterns(value):
-            matched = {id(p) for p in _matching(pattern, weights.model, value)}
-            if matched.isdisjoint(trained) and not again:  # later they may be frozen, one after the other
-                raise ValueError(_nothing(value, pattern, weights.model, trained.keys()))
-            self.ids |= matched
+        # Later they may be frozen, one after the other.
+        self.ids = named_by(value, weights.model, None if again else trained.keys())
         self.found = [p for i, p in trained.items() if i in self.ids]
         if again and not self.found:
             warnings.warn(NONE_LEFT.format(value=value), stacklevel=2)
         sizes = {i: p.numel() for i, p in trained.items()}
         self.share = sum(size for i, size in sizes.items() if i in self.ids), sum(sizes.values())
+
+
+def named_by(value: str, model: nn.Module, trained: Collection[int] | None, prefix: str = "") -> set[int]:
+    """The ids of the parameters that a value names.
+
+    Args:
+        value: as ``Targets`` has it.
+        model: whose parameters they are.
+        trained: the ids of the parameters that are trained, of which every name must match one. None: it need not.
+        prefix: what the argument's name begins with, for the error.
+
+    Raises:
+        ValueError: one of the names matches no parameter that is trained.
+    """
+    found: set[int] = set()
+    for pattern in patterns(value):
+        matched = {id(p) for p in _matching(pattern, model, value)}
+        if trained is not None and matched.isdisjoint(trained):
+            raise ValueError(prefix + _nothing(value, pattern, model, trained))
+        found |= matched
+    return found
 
 
 def patterns(value: str) -> list[str]:
@@ -145,9 +162,8 @@ def _plain(name: str) -> str:
     return ".".join(part for part in name.removeprefix("module.").split(".") if part != "_orig_mod")
 
 
-def _nothing(value: str, pattern: str, model: nn.Module, trained: Iterable[int]) -> str:
-    known = set(trained)
-    names = (_plain(name) for name, p in model.named_parameters() if id(p) in known)
+def _nothing(value: str, pattern: str, model: nn.Module, trained: Collection[int]) -> str:
+    names = (_plain(name) for name, p in model.named_parameters() if id(p) in trained)
     modules = dict.fromkeys(name.rpartition(".")[0] or name for name in names)
     shown = ", ".join(repr(name) for name in list(modules)[-3:])
     return (

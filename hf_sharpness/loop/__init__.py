@@ -33,7 +33,7 @@ from ..methods import METHODS, Method, Options, hyperparameters
 from ..methods.hyperparameters import Hyperparameter
 from ..methods.options import PREFIX
 from ..sharing.values import nearest
-from .given import check_given, no_attribute
+from .given import NOT_SET, check_given, no_attribute
 
 
 class SharpnessAware:
@@ -53,8 +53,8 @@ class SharpnessAware:
         options: the options of every method's steps, as ``hf_sharpness.methods.Options`` has them, such as
             ``scope="device"``.
 
-    The method's hyper-parameters of type float are attributes that can be set: ``method.rho = 0.1`` holds from the next
-    step on.
+    The method's hyper-parameters are attributes. Those of type float can be set: ``method.rho = 0.1`` holds from the
+    next step on; to set another one is an error.
 
     Attributes:
         engine: the engine that runs the passes.
@@ -94,28 +94,30 @@ class SharpnessAware:
         )
         self._usage = Usage(self.engine, scale)
         self._without_epochs: set[str] = set()
-        for name in self._numbers():
+        for name in self._settings():
             vars(self).pop(name, None)  # a subclass may have set it before: now it is the method's
 
     def __getattr__(self, name: str) -> Any:
-        if name in self._numbers():
+        if name in self._settings():
             return getattr(self.method, name)
         raise AttributeError(no_attribute(type(self).__name__, name))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        numbers = self._numbers()
-        if name not in numbers:
+        settings = self._settings()
+        if name not in settings:
             super().__setattr__(name, value)
             return
+        if float not in settings[name].kinds:  # the passes have been planned with it
+            raise AttributeError(NOT_SET.format(name=type(self).__name__, attribute=name, value=value))
         value = value.item() if hasattr(value, "item") else value  # a tensor's number, or NumPy's
-        numbers[name].check(value)
+        settings[name].check(value)
         setattr(self.method, name, value)
 
-    def _numbers(self) -> dict[str, Hyperparameter]:
-        """The hyper-parameters that may change from step to step."""
+    def _settings(self) -> dict[str, Hyperparameter]:
+        """The method's hyper-parameters, but for those in whose place a subclass has something else."""
         engine = vars(self).get("engine")
         own = {} if engine is None else hyperparameters(type(engine.method))
-        return {name: h for name, h in own.items() if float in h.kinds and not hasattr(type(self), name)}
+        return {name: h for name, h in own.items() if not hasattr(type(self), name)}
 
     @property
     def method(self) -> Method:

@@ -12,6 +12,10 @@ NO_OPTIMIZER = (
     "step, schedule and zero the base optimizer as ever"
 )
 A_MODEL = "model={given} is not valid: give the model itself, as in {name}(model, optimizer, rho=0.05)"
+NOT_SET = (
+    "{attribute}={value!r} cannot be set once a {name} is made, only its numbers such as rho can: make a new one, "
+    "{name}(model, optimizer, {attribute}={value!r})"
+)
 AN_OPTIMIZER = (
     "optimizer={given} is not valid: give the base optimizer, made of the model's parameters, as in {name}(model, "
     "torch.optim.SGD(model.parameters(), lr=0.1))"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..tasks.bundled import RECIPE_NAME
+from ..tasks.bundled import RECIPE_NAME, bundled_recipes
 from ..tasks.errors import RecipeError, first_line
 from ..tasks.extra import require_recipes_extra
 from ..tasks.flags import load_named
@@ -136,6 +136,11 @@ def _recipe(name: str, recipe_name: str | None) -> Recipe:
         raise RecipeError(
             f"measure: '{name}' holds no {RECIPE_NAME}, so its data are not known; name a recipe with --data RECIPE"
         )
+    if recipe_name is None and not Path(name).exists() and name.count("/") != 1:
+        remedy = (
+            "train it first" if name in bundled_recipes() else "name the data of a model on the Hub with --data RECIPE"
+        )
+        raise RecipeError(f"measure: '{name}' is no folder of a model; {remedy}")
     return load_named(recipe_name or name)
 
 

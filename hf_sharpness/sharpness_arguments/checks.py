@@ -13,6 +13,7 @@ from ..engine.preconditioner import has_known_preconditioner, refusal
 from ..engine.targets import DEEPSPEED
 from ..methods import METHODS, Method, Options, hyperparameters, registry
 from ..methods.options import PREFIX
+from ..sharing.values import closest
 from .definitions import STOCK_NAMES, hyperparameter_arguments
 from .fields import ArgumentFields
 
@@ -21,11 +22,14 @@ def check_arguments(arguments: Any) -> None:
     """Raise a ValueError for the first sharpness argument that is not valid, or makes no sense with others."""
     if arguments.optim not in METHODS and arguments.optim not in STOCK_NAMES:
         raise ValueError(
-            f"optim={arguments.optim!r} is not known: must be one of {', '.join(METHODS)}, or one of transformers' own "
-            f"({', '.join(STOCK_NAMES)})"
+            f"optim={arguments.optim!r} is not known: {_meant(arguments.optim)}must be one of {', '.join(METHODS)}, or "
+            f"one of transformers' own ({', '.join(STOCK_NAMES)})"
         )
     if arguments.base_optim not in STOCK_NAMES:
-        remedy = f"choose the method with optim={arguments.base_optim!r}; " if arguments.base_optim in METHODS else ""
+        is_method = arguments.base_optim in METHODS
+        remedy = (
+            f"choose the method with optim={arguments.base_optim!r}; " if is_method else _meant(arguments.base_optim)
+        )
         raise ValueError(
             f"base_optim={arguments.base_optim!r} is not known: {remedy}must be one of {', '.join(STOCK_NAMES)}"
         )
@@ -36,7 +40,37 @@ def check_arguments(arguments: Any) -> None:
         _check_combinations(arguments)
 
 
+def _meant(name: Any) -> str:
+    """What a name that is not known may stand for."""
+    text = str(name).lower()
+    if text == "asam":
+        return "ASAM is optim='sam' with sam_adaptive=True (its sam_rho is ten times as large); "
+    names = [*METHODS, *STOCK_NAMES]
+    close = next((name for name in names if name.startswith(text)), None) or closest(text, names)
+    return f"did you mean {close!r}? It " if close else ""
+
+
+def _check_optim_args(arguments: Any) -> None:
+    """A hyper-parameter among the base optimizer's arguments, where transformers would leave it aside in silence."""
+    text = getattr(arguments, "optim_args", None)
+    if not isinstance(text, str):
+        return
+    own = hyperparameter_arguments()
+    for name in (part.partition("=")[0].strip() for part in text.split(",")):
+        argument = f"{PREFIX}_{name}" if name in _NO_OPTIMIZERS else name
+        if argument in own:
+            raise ValueError(
+                f"optim_args={text!r} goes to base_optim={arguments.base_optim!r}, which has no {name}: give it as an "
+                f"argument of its own, {argument}"
+            )
+
+
+_NO_OPTIMIZERS = ("rho", "adaptive")
+"""What SAM's implementations call their arguments, where no optimizer of transformers has one of that name."""
+
+
 def _check_combinations(arguments: Any) -> None:
+    _check_optim_args(arguments)
     scopes = METHODS[arguments.optim].scopes
     if arguments.sam_scope not in scopes:
         raise ValueError(

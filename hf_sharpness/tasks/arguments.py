@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,6 +17,15 @@ from .recipe import Recipe, check_training
 
 REFUSALS = (ValueError, TypeError, ImportError, OverflowError, OSError)
 """What transformers, and the libraries below it, raise at arguments that cannot work."""
+
+
+_BOUNDS = {
+    "seed": (0, 2**32 - 1),
+    "per_device_train_batch_size": (1, math.inf),
+    "per_device_eval_batch_size": (1, math.inf),
+    "gradient_accumulation_steps": (1, math.inf),
+}
+"""What transformers finds out only while it trains."""
 
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
@@ -35,8 +45,11 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         arguments = TrainingArguments(**recipe.training)
     except REFUSALS as error:
         raise refused(recipe, error) from error
-    if not 0 <= arguments.seed < 2**32:
-        raise refused(recipe, ValueError(f"seed={arguments.seed} is not valid: must be between 0 and 2**32 - 1"))
+    for name, (least, most) in _BOUNDS.items():
+        value = getattr(arguments, name)
+        if not least <= value <= most:
+            bounds = f"at least {least}" if most == math.inf else f"between {least} and {most}"
+            raise refused(recipe, ValueError(f"{name}={value} is not valid: must be {bounds}"))
     if "output_dir" not in recipe.training:
         arguments.output_dir = str(default_folder(recipe.name, arguments))
     return arguments

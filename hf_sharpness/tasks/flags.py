@@ -159,6 +159,9 @@ class _TrainingParser(HfArgumentParser):
         group = sharpness if name in _SHARPNESS else often if name in _OFTEN else others
         if group is others and not self._everything:
             kwargs["help"] = argparse.SUPPRESS
+        if name in ("optim", "base_optim"):
+            kwargs["choices"] = None  # TrainingArguments says what a name that is not known may stand for
+            kwargs["metavar"] = "NAME"
         if len(kwargs.get("choices") or ()) > 8:
             kwargs["metavar"] = "NAME"  # its error lists them
         action = group.add_argument(args[0], **kwargs)

@@ -9,6 +9,8 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from ..arguments import TrainingArguments
+from ..engine.targets import named_by
+from ..methods.options import PREFIX
 from ..trainer import Trainer
 from .adapters import with_adapters
 from .arguments import REFUSALS, refused, training_arguments, try_optimization
@@ -92,6 +94,7 @@ def prepare(recipe: Recipe, overwrite: bool = False) -> PreparedRun:
             compute_metrics=compute_metrics,
         )
         try_optimization(arguments, task.model)
+        _check_targets(arguments, task.model)
     except REFUSALS as error:
         raise refused(recipe, error, task.model) from error
     if is_terminal():
@@ -99,6 +102,12 @@ def prepare(recipe: Recipe, overwrite: bool = False) -> PreparedRun:
             trainer.remove_callback(callback)
         trainer.add_callback(Columns(recipe.metrics, arguments.uses_sharpness, bar=not arguments.disable_tqdm))
     return PreparedRun(recipe, arguments, data, task, trainer, checkpoint)
+
+
+def _check_targets(arguments: TrainingArguments, model: Any) -> None:
+    if arguments.uses_sharpness and arguments.sam_target_modules is not None:
+        trained = {id(p) for p in model.parameters() if p.requires_grad}
+        named_by(arguments.sam_target_modules, model, trained, f"{PREFIX}_")
 
 
 def build_task(recipe: Recipe, data: Splits) -> Task:

@@ -37,12 +37,12 @@ def summary(run: PreparedRun, metrics: dict[str, dict[str, float]], processor_ti
         metrics: By split: train, eval, test.
         processor_time: Processor time of the training in seconds.
     """
-    steps = max(run.trainer.state.global_step, 1)
+    steps = run.trainer.state.global_step
     shown = {"evaluation": scores(metrics["eval"], "eval"), "test": scores(metrics["test"], "test")}
     seconds = metrics["train"]["train_runtime"]
     rows = {
         **{split: "   ".join(f"{name} {value:.4f}" for name, value in shown[split].items()) for split in shown},
-        "cost": f"{steps:,} step{'s' if steps > 1 else ''} of {_passes(run)} in {seconds:.1f} s "
+        "cost": f"{steps:,} step{'' if steps == 1 else 's'} of {_passes(run)} in {seconds:.1f} s "
         f"({processor_time:.1f} s of processor time)",
         "files": f"{run.output}: model, README.md (its card), curves.png, recipe.yaml, test_results.json",
     }

@@ -195,6 +195,8 @@ def test_one_batch_is_in_memory_at_a_time(tmp_path: Path, recipe: Path, monkeypa
     [
         ([], ["MODEL"]),
         (["{m}"], ["holds no recipe.yaml", "--data RECIPE"]),
+        (["nowhere"], ["'nowhere' is no folder", "--data RECIPE"]),
+        (["digits-vit"], ["'digits-vit' is no folder", "train it first"]),
         (["nowhere/at/all", "--data", "{recipe}"], ["nowhere/at/all", "cannot be loaded"]),
         (["{m}", "--data", "{recipe}", "--rho", "0,1"], ["--rho", "0,1", "positive"]),
         (["{m}", "--data", "{recipe}", "--rho", "x"], ["--rho", "x", ".01,.05"]),
