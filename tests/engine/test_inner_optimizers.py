@@ -60,7 +60,12 @@ def gradients(model: Any) -> list[Tensor]:
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=list(OPTIMIZERS))
 def test_the_gradient_at_moved_weights(make: Make) -> None:
     """That of copies from before the step, the optimizer among them; afterwards one pass has trained the critic."""
-    model, critic = Net().double(), Critic(make)
+    descend_beside(Critic(make))
+
+
+def descend_beside(critic: Critic) -> None:
+    """Steps of SAM, each beside copies from before it."""
+    model = Net().double()
     method = Spec("sam", "sam", {"rho": 0.3}).ours(model, torch.optim.SGD(model.parameters(), lr=0.1))
     for batch in STEPS:
         clean, its_critic = copy.deepcopy((model, critic))
@@ -80,6 +85,34 @@ def test_the_gradient_at_moved_weights(make: Make) -> None:
         assert critic.optimizer.param_groups[0]["lr"] == its_critic.optimizer.param_groups[0]["lr"]
         method.engine.optimizer.step()
         method.engine.optimizer.zero_grad()
+
+
+class LargeCritic(Critic):
+    """Beyond the 64 KiB up to which a tensor is copied in any case; it may begin to train after some steps.
+
+    Args:
+        make: its optimizer.
+        begins: the pass in which it is trained for the first time, from 0 on.
+    """
+
+    def __init__(self, make: Make, begins: int) -> None:
+        super().__init__(make)
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.net = torch.nn.Sequential(torch.nn.Linear(3, 4_000), torch.nn.Linear(4_000, 1)).double()
+        self.optimizer = make(self.net.parameters())
+        self.passes, self.begins = 0, begins
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        self.passes += 1
+        return super().__call__(logits) if self.passes > self.begins else self.net(logits).mean()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("begins", [0, 3])
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=list(OPTIMIZERS))
+def test_a_large_one(make: Make, begins: int) -> None:
+    descend_beside(LargeCritic(make, begins))
 
 
 @pytest.mark.parametrize("spec", METHODS, ids=str)

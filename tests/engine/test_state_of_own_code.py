@@ -12,10 +12,12 @@ import pytest
 import torch
 from models import Record, classification, steps_of
 from models.stateful import Stateful, same
-from passes_of_state import BITWISE, ITEMS, STEPS, closures_of, run
+from passes_of_state import BITWISE, ITEMS, STEPS, closures_of, descend, run
 from reference import Spec, flat
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from hf_sharpness import SAM, XSAM
 
 
 class Hostile:
@@ -214,3 +216,22 @@ def test_a_flag_that_is_set_in_a_further_pass_alone_stays() -> None:
     with pytest.warns(UserWarning, match="a Service"):
         run(model, BITWISE[0], noticed=True)
     assert model.stop
+
+
+def centred(logits: Tensor) -> Tensor:
+    """The distance from a running mean, which is a global variable that the first call makes."""
+    global _mean
+    now = logits.detach().mean(0)
+    _mean = 0.5 * _mean + now if "_mean" in globals() else now
+    return (logits - _mean).pow(2).mean()
+
+
+def test_a_global_variable_that_the_first_pass_makes() -> None:
+    weights = []
+    for method in (None, SAM, XSAM):
+        globals().pop("_mean", None)
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3).double()
+        weights.append(descend(model, lambda x, model=model: centred(model(x)), method))
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(weights[2], weights[0], rtol=1e-12, atol=1e-14)

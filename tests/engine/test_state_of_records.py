@@ -8,7 +8,7 @@ import types
 import warnings
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import pytest
 import torch
 from passes_of_state import descend
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset, TensorDataset
 
 from hf_sharpness import SAM, WSAM
 from hf_sharpness.engine.state import bounds
@@ -112,6 +112,41 @@ def moved(labels: Tensor) -> float:
     return float(labels[0])
 
 
+class Mined(Sampler[int]):
+    """Draws what is hard more often."""
+
+    def __init__(self) -> None:
+        self.hardness = [0.0] * 4
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(4))
+
+    def __len__(self) -> int:
+        return 4
+
+    def saw(self, step: int) -> float:
+        self.hardness[step % 4] += 0.1 + self.hardness[step % 4]
+        return self.hardness[step % 4]
+
+
+def clusters() -> Any:
+    return pytest.importorskip("sklearn.cluster").MiniBatchKMeans(2, n_init=1, random_state=0)
+
+
+def clustered(clusters: Any, step: int) -> float:
+    clusters.partial_fit(np.arange(8.0).reshape(4, 2) * step)
+    return 0.01 * float(np.abs(clusters.cluster_centers_).sum())
+
+
+def adjacency() -> Any:
+    return pytest.importorskip("scipy.sparse").csr_matrix(np.eye(3))
+
+
+def strengthened(edges: Any, step: int) -> float:
+    edges.data *= 1.1
+    return float(edges.data[0])
+
+
 STATES: dict[str, tuple[Callable[[], Any], Callable[[Any, int], float]]] = {
     "a queue in a dict": (dict, fifo),
     "a dict by last use": (OrderedDict, lru),
@@ -123,6 +158,13 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any, int], float]]] = {
     "a long dict": (lambda: {i: float(i) for i in range(LENGTH)}, lambda state, step: replaced(state, 7)),
     "a part of a data set": (lambda: Subset(Labels(), [1]), lambda state, step: moved(state.dataset.labels)),
     "data sets": (lambda: ConcatDataset([Sized()]), lambda state, step: moved(state.datasets[0].labels)),
+    "a sampler": (Mined, lambda state, step: state.saw(step)),
+    "a data loader's sampler": (
+        lambda: DataLoader(Sized(), sampler=Mined()),  # type: ignore[arg-type]
+        lambda state, step: state.sampler.saw(step),
+    ),
+    "scikit-learn's estimator": (clusters, clustered),
+    "SciPy's matrix": (adjacency, strengthened),
     "tensors as data": (lambda: TensorDataset(torch.zeros(9)), lambda state, step: moved(state.tensors[0])),
 }
 

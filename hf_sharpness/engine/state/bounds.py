@@ -33,8 +33,8 @@ ATOMS = {
 PRIVATE_TO_LIBRARIES = {
     *("torch", "transformers", "tokenizers", "datasets", "accelerate", "deepspeed", "huggingface_hub", "numpy"),
     *("pandas", "pyarrow", "PIL", "wandb", "tqdm", "tensorboard", "tensorboardX", "mlflow", "comet_ml", "trackio"),
-    *("neptune", "aim", "clearml", "swanlab", "ray", "optuna", "vllm", "bitsandbytes", "matplotlib", "sklearn"),
-    *("scipy", "safetensors", "triton", "jax", "tensorflow", "IPython", "hf_sharpness"),
+    *("neptune", "aim", "clearml", "swanlab", "ray", "optuna", "vllm", "bitsandbytes", "matplotlib"),
+    *("safetensors", "triton", "jax", "tensorflow", "IPython", "hf_sharpness"),
 }
 """Objects of these packages' classes are services, settings or data. Modules (``nn.Module``) are walked anyway."""
 CACHES = "transformers", "Cache", "cache_utils"
@@ -45,9 +45,9 @@ SHARED_BY_THREADS = {"_thread", "threading", "queue", "_queue", "multiprocessing
 """An object that holds one of these modules' objects is a service that other threads write to."""
 NO_STATE = (
     *(enum.Enum, type, torch.autograd.Function),
-    *(torch.utils.data.Sampler, TorchDispatchMode, TorchFunctionMode),
+    *(TorchDispatchMode, TorchFunctionMode),
 )
-"""Base classes of objects that are none of a pass's state: what draws from the data, observers."""
+"""Base classes of objects that are none of a pass's state: constants, observers."""
 NO_VARIABLES = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
 """What a script's names are bound to once and for all."""
 OF_ITERATORS = {"builtins", "itertools", "torch"}

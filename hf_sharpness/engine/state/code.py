@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import sys
 import types
@@ -40,3 +41,11 @@ def names_in(code: types.CodeType) -> frozenset[str]:
         if isinstance(constant, types.CodeType):
             names |= names_in(constant)
     return frozenset(names)
+
+
+@functools.lru_cache(maxsize=4096)
+def globals_set_in(code: types.CodeType) -> frozenset[str]:
+    """The global variables that code binds (``global name``), functions inside it included."""
+    inner = [globals_set_in(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    own = (i.argval for i in dis.get_instructions(code) if i.opname == "STORE_GLOBAL")
+    return frozenset(own).union(*inner)

@@ -47,7 +47,7 @@ def reach(
     for visit, value, path in walk.queue:  # grows meanwhile; holds on to every object, so that no id is used twice
         getattr(walk, visit)(value, path)
     for variables, names in walk.variables.values():
-        kept = [name for name in names if not isinstance(variables[name], bounds.NO_VARIABLES)]
+        kept = [name for name in names if not isinstance(variables.get(name), bounds.NO_VARIABLES)]
         walk.reached.holders.append(SomeNames(variables, kept))
     quiet.is_complete = True
     return walk.reached

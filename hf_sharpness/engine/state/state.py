@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ...vectors import is_sharded, local
-from ..for_a_while import leave
+from ..for_a_while import hooked, leave
 from .bounds import MOST
 from .checked_steps import CheckedSteps
 from .discovery import Discovery
@@ -27,6 +28,7 @@ from .reach import reach
 from .reached import Reached
 from .services import Services
 from .tensors import Region, Watched, overlaps, ranges_of
+from .writes import Writes
 
 if TYPE_CHECKING:
     from ..weights import Weights
@@ -265,28 +267,23 @@ class State:
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Around a pass. In a step that looks for what is written, that is saved just before it is."""
-        if not self.discovers:
-            yield
-            return
-        moments = [self.after] if self.after is not None else [*self.before, *self._earlier()]
-        by_storage: dict[int, list[Watched]] = {storage: [] for storage in self.ranges}
-        for watched in (w for moment in moments for w in moment.tensors.by_region.values()):
-            by_storage.setdefault(watched.region[0], []).append(watched)
-
-        def on_write(storage: int) -> None:
-            self.weights_were_set |= storage in self.ranges
-            for watched in by_storage[storage]:
-                self.written.add(watched.path)
-                watched.is_known = True
-                if watched.saved is None:
-                    watched.save()
-
-        mode = Discovery(by_storage, on_write)
-        try:
-            with mode:
+        before = self.before if self.discovers else self.before[:1]
+        writes = Writes([self.after] if self.after is not None else [*before, *self._earlier()], self.written)
+        with hooked(register_optimizer_step_pre_hook, writes.before_step):
+            if not self.discovers:
                 yield
-        finally:
-            leave(mode)
+                return
+
+            def on_write(storage: int) -> None:
+                self.weights_were_set |= storage in self.ranges
+                writes.before_write(storage)
+
+            mode = Discovery({*writes.by_storage, *self.ranges}, on_write)
+            try:
+                with mode:
+                    yield
+            finally:
+                leave(mode)
 
 
 def _is_long_and_changed(holder: Holder, content: Content) -> bool:

@@ -38,6 +38,7 @@ def visit_of(kind: type) -> str | None:
         (functools.partial, "partial"),
         (torch.utils.data.Dataset, "instance" if bounds.own_classes(kind) else "dataset"),
         (torch.utils.data.DataLoader, "loader"),
+        (torch.utils.data.Sampler, "instance" if bounds.own_classes(kind) else None),
         (torch.optim.Optimizer, "optimizer"),
         (torch.optim.lr_scheduler.LRScheduler, "scheduler"),
         (bounds.NO_STATE, None),

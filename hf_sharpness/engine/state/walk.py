@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import bounds
-from .code import functions_of, is_own, names_in
+from .code import functions_of, globals_set_in, is_own, names_in
 from .holders import LONGEST, Array, Cell, ClassValues, Elements, Names, Numbers, Slots
 from .paths import Path
 from .quiet import QuietModules
@@ -97,24 +97,25 @@ class Walk:
         self.reached.iterators.append(iterator)
 
     def loader(self, loader: Any, path: Path) -> None:
-        """What a data loader draws its order from."""
-        for drawing in (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
-            self.put(getattr(drawing, "generator", None), path)
+        """What a data loader draws its order from; a sampler of the user's may be told which examples are hard."""
+        batches = loader.batch_sampler
+        samplers = (loader.sampler, batches, getattr(batches, "sampler", None))
+        for drawing in (*samplers, *(getattr(d, "generator", None) for d in (loader, *samplers))):
+            self.put(drawing, path)
 
     def optimizer(self, optimizer: Any, path: Path) -> None:
         """One that a pass steps: it trains other tensors than the base optimizer.
 
         Of that one passes may write what its hooks gather: the factors of a preconditioner (K-FAC).
         """
-        groups = optimizer.param_groups
-        if self.has_weight(groups):
+        if self.has_weight(optimizer.param_groups):
             if bounds.module_of(type(optimizer)).partition(".")[0] not in bounds.PRIVATE_TO_LIBRARIES:
                 self.skips[id(optimizer)] = _OF_AN_OPTIMIZER
                 self.instance(optimizer, path)
             return
         self.reached.optimizers.add(id(optimizer))
         inner = bounds.attributes_of(optimizer).get("optimizer")  # Accelerate's stands before another
-        for contents in (optimizer.state, *groups, *optimizer.state.values(), inner):
+        for contents in (optimizer.state, *optimizer.param_groups, *optimizer.state.values(), inner):
             self.put(contents, path)
 
     def scheduler(self, scheduler: Any, path: Path) -> None:
@@ -278,6 +279,7 @@ class Walk:
     def variables_of(self, function: types.FunctionType) -> None:
         """The variables of scripts and modules of the user's that a function refers to."""
         self.refer(function.__globals__, names_in(function.__code__))
+        self.variables[id(function.__globals__)][1].update(globals_set_in(function.__code__))  # not made yet, perhaps
 
     def refer(self, variables: dict[str, Any], names: frozenset[str]) -> None:
         path = (None, variables.get("__name__", ""))
