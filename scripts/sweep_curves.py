@@ -20,7 +20,6 @@ _OTHERS = {
     "sam_start",
     "sam_fraction",
     "sam_target_modules",
-    "sam_steps",
     "xsam_refresh",
     "xsam_alpha",
     "xsam_alpha_max",
@@ -46,9 +45,9 @@ class Point:
 
     @property
     def series(self) -> str:
-        """What is drawn as one line: all points of the same method and mode."""
-        mode = self.arguments.get("wsam_mode")
-        return f"{self.arguments['optim']} {mode}" if mode else self.arguments["optim"]
+        """What is drawn as one line: all points of the same method, mode and number of ascents."""
+        mode, steps = self.arguments.get("wsam_mode"), self.arguments.get("sam_steps")
+        return " ".join([self.arguments["optim"], *([mode] if mode else []), *([f"k = {steps}"] if steps else [])])
 
     @property
     def weight(self) -> float | None:

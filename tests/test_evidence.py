@@ -73,6 +73,8 @@ def test_curves_of_a_sweep(scripts: Any, tmp_path: Path) -> None:
         "sam-1": {"optim": "sam", "sam_rho": 0.1},
         "sam-2": {"optim": "sam", "sam_rho": 0.2},
         "late": {"optim": "sam", "sam_rho": 0.3, "sam_start": 0.5},
+        "xsam-1": {"optim": "xsam", "sam_rho": 0.1, "sam_steps": 3},
+        "xsam-2": {"optim": "xsam", "sam_rho": 0.2, "sam_steps": 3},
     }
     values = [0.5, 0.6, 0.7]
     folder = sweep(tmp_path / "study", dict.fromkeys(("base", *arguments), values), arguments)
@@ -81,7 +83,10 @@ def test_curves_of_a_sweep(scripts: Any, tmp_path: Path) -> None:
     assert rows["| sam-1"][-1] == "0.02 |"
     assert rows["| base"][-1] == " |"
     lines = sweep_curves._lines(sweep_curves.points_of(folder), "sam_rho")
-    assert {name: [point.name for point in line] for name, line in lines.items()} == {"sam": ["sam-1", "sam-2"]}
+    assert {name: [point.name for point in line] for name, line in lines.items()} == {
+        "sam": ["sam-1", "sam-2"],
+        "xsam k = 3": ["xsam-1", "xsam-2"],
+    }
     sweep_curves.picture([folder], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
