@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,6 +47,7 @@ def flat_gradient(model: Any) -> torch.Tensor:
         (lambda m: m.parameters(), lambda m: torch.optim.SGD(m.parameters()), "model=a generator is not valid"),
         (lambda m: m, lambda m: torch.optim.SGD, "optimizer=SGD is not valid: give the base optimizer"),
         (lambda m: m, lambda m: m, "optimizer=a Net is not valid"),
+        (lambda m: m, lambda m: SimpleNamespace(param_groups=[]), "a torch.optim.Optimizer of the model's parameters"),
     ],
 )
 def test_what_other_packages_take_is_told_apart(model: Any, optimizer: Any, message: str) -> None:

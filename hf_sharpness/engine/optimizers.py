@@ -24,7 +24,17 @@ def base_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     while (inner := getattr(inner, "optimizer", None)) is not None:
         if isinstance(inner, torch.optim.Optimizer):  # DeepSpeed's wrapper is none
             base = inner
+    _complete(base)
     return base
+
+
+def _complete(optimizer: torch.optim.Optimizer) -> None:
+    """One that is made of several (Muon and AdamW, say) may have left out ``super().__init__()``: give it its hooks."""
+    # Private name of torch's, to ask for alone: a wrapper may have the hooks of the optimizer that it stands before.
+    if isinstance(optimizer, torch.optim.Optimizer) and not hasattr(optimizer, "_optimizer_step_post_hooks"):
+        if not hasattr(optimizer, "defaults"):
+            optimizer.defaults = {}
+        torch.optim.Optimizer.__setstate__(optimizer, {})
 
 
 def is_adaptive(optimizer: torch.optim.Optimizer | str) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..engine.optimizers import base_optimizer
+
 NO_OPTIMIZER = (
     "{name} is no optimizer and has no {attribute}: call method.backward(closure) in the place of loss.backward(), and "
     "step, schedule and zero the base optimizer as ever"
@@ -17,8 +19,8 @@ NOT_SET = (
     "{name}(model, optimizer, {attribute}={value!r})"
 )
 AN_OPTIMIZER = (
-    "optimizer={given} is not valid: give the base optimizer, made of the model's parameters, as in {name}(model, "
-    "torch.optim.SGD(model.parameters(), lr=0.1))"
+    "optimizer={given} is not valid: give the base optimizer, a torch.optim.Optimizer of the model's parameters, as in "
+    "{name}(model, torch.optim.SGD(model.parameters(), lr=0.1))"
 )
 
 
@@ -26,7 +28,8 @@ def check_given(name: str, model: Any, optimizer: Any) -> None:
     """Raise a TypeError where what a method of this name is given is no model, or no optimizer."""
     if not isinstance(model, nn.Module):
         raise TypeError(A_MODEL.format(given=_shortly(model), name=name))
-    if isinstance(optimizer, type) or not hasattr(optimizer, "param_groups"):
+    is_one = not isinstance(optimizer, type) and hasattr(optimizer, "param_groups")
+    if not is_one or not hasattr(base_optimizer(optimizer), "register_step_post_hook"):
         raise TypeError(AN_OPTIMIZER.format(given=_shortly(optimizer), name=name))
 
 

@@ -158,12 +158,17 @@ class _Again:
 
 
 def _objects_in(data: Any) -> list[Any]:
-    """What inputs consist of besides tensors and containers: graphs, images, a library's own kind of batch."""
+    """What inputs consist of besides tensors and containers: graphs, images, a library's own kind of batch.
+
+    And tensors in which passes gather gradients (``inputs["pixel_values"].requires_grad_()``).
+    """
     if isinstance(data, Mapping):
         return [found for value in data.values() for found in _objects_in(value)]
     if isinstance(data, (list, tuple)):
         return [found for value in data for found in _objects_in(value)]
-    known = (Tensor, str, bytes, int, float, bool, type(None))
+    if isinstance(data, Tensor):
+        return [data] if data.requires_grad and data.is_leaf else []
+    known = (str, bytes, int, float, bool, type(None))
     return [] if isinstance(data, known) or is_iterator(data) else [data]
 
 

@@ -100,6 +100,19 @@ class NumbersInTuples(Numbers):
         return weight * sum(p.pow(2).sum() for p in model.parameters())
 
 
+class NumbersByMethods(Numbers):
+    """What is held are the iterators' methods."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.several = [iterator.__next__ for iterator in self.several]
+        self.by_name = {"count": (self.by_name["count"].__next__, "name")}
+
+    def __call__(self, model: Any) -> Tensor:
+        weight = self.several[0]() * self.several[1]() / self.by_name["count"][0]()
+        return weight * sum(p.pow(2).sum() for p in model.parameters())
+
+
 class Infinite:
     """An iterator class of the user's own."""
 
@@ -166,7 +179,9 @@ def trained(spec: Spec, accumulation: int, more: Callable[[Any, int], Tensor]) -
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("kind", [Loader, LoaderOfTheGlobalGenerator, Generator, Numbers, NumbersInTuples, OfAClass])
+@pytest.mark.parametrize(
+    "kind", [Loader, LoaderOfTheGlobalGenerator, Generator, Numbers, NumbersInTuples, NumbersByMethods, OfAClass]
+)
 @pytest.mark.parametrize("spec", METHODS, ids=str)
 def test_every_pass_draws_the_same(spec: Spec, kind: type, accumulation: int) -> None:
     recorded, loss = Recorded(kind, accumulation), kind()

@@ -229,3 +229,39 @@ def test_the_kind_of_a_base_optimizer() -> None:
     assert kind_of(torch.optim.SGD(weights, lr=0.1, momentum=0.9)) == "momentum"
     assert kind_of(torch.optim.SGD(groups, lr=0.1)) == "momentum"
     assert kind_of(torch.optim.AdamW(weights)) == "adaptive"
+
+
+class Several(torch.optim.Optimizer):
+    """Made of others, as Muon for matrices and AdamW for the rest; leaves out ``super().__init__()``, as many do."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+
+    param_groups = property(lambda self: [group for o in self.optimizers for group in o.param_groups])  # type: ignore[assignment]
+    state = property(lambda self: {key: value for o in self.optimizers for key, value in o.state.items()})  # type: ignore[assignment]
+
+    def step(self, closure: Any = None) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none)
+
+
+@four_methods
+def test_an_optimizer_that_is_made_of_several(spec: Spec) -> None:
+    """Trains as its parts' one optimizer would."""
+    models = [Net().double() for _ in range(2)]
+    first, second = ([p for i, p in enumerate(models[0].parameters()) if i % 2 == k] for k in (0, 1))
+    optimizers = [
+        Several(torch.optim.Adam(first, lr=0.01), torch.optim.Adam(second, lr=0.01)),
+        torch.optim.Adam(models[1].parameters(), lr=0.01),
+    ]
+    for model, optimizer in zip(models, optimizers, strict=True):
+        method = spec.ours(model, optimizer)
+        for step in DATA:
+            method.backward(lambda model=model, step=step: accumulate(model, step[0], 1))
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(flat(models[0]), flat(models[1]), **EXACT)

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from models import Net, classification, steps_of
 from reference import BASES, Spec, by_name, linear_schedule, reference_run
 from torch import Tensor, nn
 from torch.nn import functional as F
 from trainer_updates import EXACT, SCHEDULE, assert_same, every_method, reference
+
+import hf_sharpness
 
 
 def smoothed(model: nn.Module, micro_batches: Any) -> list[Tensor]:
@@ -162,3 +165,30 @@ def test_an_optimizer_of_the_users(spec: Spec, train: Any) -> None:
         epoch_starts=(0, 8, 16),
     )
     assert_same(run.weights, records)
+
+
+class Salient:
+    """Notes how strongly the loss depends on its inputs."""
+
+    seen: tuple[float, ...] = ()
+
+    def training_step(self, model: Any, inputs: Any, *args: Any) -> Any:
+        inputs["x"].requires_grad_(True)
+        loss = super().training_step(model, inputs, *args)  # type: ignore[misc]
+        self.seen += (float(inputs["x"].grad.norm()),)
+        return loss
+
+
+@pytest.mark.parametrize("kind", [(hf_sharpness.Trainer,), (hf_sharpness.SharpnessTrainerMixin, transformers.Trainer)])
+@pytest.mark.parametrize("optim", ["sam", "wsam", "xsam"])
+def test_gradients_of_inputs_are_those_of_one_pass(kind: tuple[type, ...], optim: str, train: Any) -> None:
+    seen = []
+    stock: dict[str, Any] = {"optim": "sgd", "stock": True}
+    ours: dict[str, Any] = {"optim": optim, "base_optim": "sgd", "sam_rho": 0.0}
+    for bases, arguments in (((transformers.Trainer,), stock), (kind, ours)):
+        own = type("Own", (*bases[:-1], type("Below", (Salient, bases[-1]), {})), {})
+        options = {"learning_rate": 0.1, "max_steps": 3, "max_grad_norm": 0.0}
+        run = train(Net(), classification(24, torch.float32), trainer_class=own, **arguments, **options)
+        seen.append(run.trainer.seen)
+    assert len(seen[0]) == 3
+    assert seen[1] == pytest.approx(seen[0], rel=1e-6)

@@ -27,7 +27,7 @@ LARGEST_ARRAY = 2**16
 """Bytes of a NumPy array that is copied; a larger one is watched as a tensor is. One of Python's is left alone then."""
 ATOMS = {
     *(int, float, complex, bool, str, bytes, type(None), type(Ellipsis), type(NotImplemented), range, slice, type),
-    *(torch.dtype, torch.device, torch.Size, torch.layout, types.BuiltinFunctionType, types.ModuleType),
+    *(torch.dtype, torch.device, torch.Size, torch.layout, types.ModuleType),
 }
 """Types of values that hold nothing."""
 PRIVATE_TO_LIBRARIES = {
@@ -57,8 +57,11 @@ PLAIN = {dict, OrderedDict, defaultdict, Counter}
 
 
 def holds_nothing(value: Any) -> bool:
-    """Whether there is nothing in a value that could change: a number, a name, a tuple of these."""
-    return type(value) in ATOMS or (type(value) is tuple and all(type(element) in ATOMS for element in value))
+    """Whether there is nothing in a value that could change: a number, a name, a tuple of these, a function of C's."""
+    kind = type(value)
+    if kind is types.BuiltinFunctionType:
+        return value.__self__ is None or isinstance(value.__self__, types.ModuleType | type)
+    return kind in ATOMS or (kind is tuple and all(type(element) in ATOMS for element in value))
 
 
 def module_of(kind: type) -> str:
@@ -112,10 +115,11 @@ def own_classes(kind: type) -> list[type]:
 
 @of_a_type
 def slots_of(kind: type) -> Mapping[str, types.MemberDescriptorType]:
-    """The slots of a class and its bases."""
+    """The slots of a class and its bases, as far as they are written in Python: those of C's may not be set."""
     found: dict[str, types.MemberDescriptorType] = {}
     for base in kind.__mro__:
-        found.update((n, v) for n, v in vars(base).items() if type(v) is types.MemberDescriptorType)
+        if "__slots__" in vars(base):
+            found.update((n, v) for n, v in vars(base).items() if type(v) is types.MemberDescriptorType)
     return found
 
 

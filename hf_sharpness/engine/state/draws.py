@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -124,17 +125,20 @@ class StandIns:
             wanted = {id(iterator) for iterator in iterators}
             for holder, content in contents:
                 for name, value in _items(holder, content):
-                    if id(value) in wanted or _holds(value, wanted):
+                    if id(_drawn_from(value)) in wanted or _holds(value, wanted):
                         content[name] = stand_in = self._stand_in(value, wanted)
                         _set(holder, name, stand_in)
                         self.places.append((holder, stand_in))
         return [(draws, draws.place) for draws in self.by_iterator.values()]
 
     def _stand_in(self, value: Any, wanted: set[int]) -> Any:
-        """For an iterator, or a tuple that holds some; anything else in it as it is."""
+        """For an iterator, its ``__next__``, or a tuple that holds some; anything else in it as it is."""
         if _holds(value, wanted):
             return tuple(self._stand_in(element, wanted) for element in value)
-        return self._of(value) if id(value) in wanted else value
+        iterator = _drawn_from(value)
+        if id(iterator) not in wanted:
+            return value
+        return self._of(iterator) if iterator is value else self._of(iterator).__next__
 
     def _of(self, iterator: Any) -> Draws:
         if isinstance(iterator, Draws):  # left from an earlier step, or from one that is taken anew
@@ -157,13 +161,23 @@ class StandIns:
 
 def _holds(value: Any, wanted: set[int]) -> bool:
     """Whether a value is a tuple with iterators in it, or in tuples in it."""
-    return type(value) is tuple and any(id(element) in wanted or _holds(element, wanted) for element in value)
+    return type(value) is tuple and any(
+        id(_drawn_from(element)) in wanted or _holds(element, wanted) for element in value
+    )
+
+
+def _drawn_from(value: Any) -> Any:
+    """The iterator that a ``__next__`` belongs to; anything else as it is."""
+    is_next = type(value) in (types.MethodWrapperType, types.MethodType) and value.__name__ == "__next__"
+    return value.__self__ if is_next else value
 
 
 def _settled(value: Any, settled: dict[int, Any]) -> Any:
     if type(value) is tuple:
         return tuple(_settled(element, settled) for element in value)
-    return settled.get(id(value), value)
+    iterator = _drawn_from(value)
+    found = settled.get(id(iterator), iterator)
+    return found if iterator is value else value if found is iterator else found.__next__
 
 
 def _items(holder: Holder, content: Content) -> list[tuple[Any, Any]]:

@@ -34,7 +34,7 @@ def visit_of(kind: type) -> str | None:
         ((list, deque, set), "elements"),
         (tuple, "tuple"),
         (types.FunctionType, "function"),
-        (types.MethodType, "method"),
+        ((types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType), "method"),
         (functools.partial, "partial"),
         (torch.utils.data.Dataset, "instance" if bounds.own_classes(kind) else "dataset"),
         (torch.utils.data.DataLoader, "loader"),

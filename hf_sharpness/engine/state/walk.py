@@ -252,7 +252,7 @@ class Walk:
 
     def method(self, value: Any, path: Path) -> None:
         self.put(value.__self__, path)
-        self.put(value.__func__, path)
+        self.put(getattr(value, "__func__", None), path)  # of an object of C's (``rng.random``) there is none
 
     def partial(self, value: Any, path: Path) -> None:
         self.put(value.func, path)
