@@ -32,6 +32,17 @@ class Held:
         return float(len(self.seen))
 
 
+class Counted:
+    """Counts in an array that has no dimension."""
+
+    def __init__(self) -> None:
+        self.calls = np.array(0.0)
+
+    def __call__(self) -> float:
+        self.calls += 1
+        return float(self.calls)
+
+
 MAKE: dict[str, Callable[[], Callable[[], float]]] = {
     "a method of Python's generator": lambda: random.Random(0).random,
     "a method of NumPy's": lambda: functools.partial(np.random.default_rng(0).beta, 0.4, 0.4),
@@ -39,6 +50,7 @@ MAKE: dict[str, Callable[[], Callable[[], float]]] = {
     "a function of NumPy's": lambda: lambda: beta(0.4, 0.4),
     "a pattern": lambda: lambda: 0.1 * len(WORDS.findall("one two three")),
     "a list's method": Held,
+    "an array of no dimension": Counted,
 }
 
 

@@ -288,8 +288,6 @@ class State:
 
 def _is_long_and_changed(holder: Holder, content: Content) -> bool:
     """Of a list or dict that is not noted in every step: whether it does not hold what it held."""
-    if len(content) <= LONGEST:
+    if not isinstance(holder, Elements | Names) or len(content) <= LONGEST:
         return False
-    if isinstance(holder, Elements):
-        return holder.has_changed(content)
-    return isinstance(holder, Names) and bool(holder.changes(content))
+    return holder.has_changed(content) if isinstance(holder, Elements) else bool(holder.changes(content))
