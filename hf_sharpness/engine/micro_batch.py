@@ -13,6 +13,15 @@ Closure = Callable[[], Tensor]
 """Forward and backward of one micro-batch: adds to p.grad, returns the micro-batch's share of the batch's mean loss."""
 
 
+OUTSIDE = (
+    "a further pass needs a part of the graph that the first one has used up: something that depends on the weights "
+    "was computed outside of what is repeated. Compute all of it in the pass: in a plain loop in the closure (forward, "
+    "loss and backward), with the Trainer in compute_loss"
+)
+_TOLD_BY = ("backward through the graph a second time", "modified by an inplace operation")
+"""What torch says then, the second where the graph was to be kept (``retain_graph=True``)."""
+
+
 class MicroBatch(NamedTuple):
     """A micro-batch whose first pass has been made: its closure, and the state from which that pass began.
 
@@ -22,3 +31,16 @@ class MicroBatch(NamedTuple):
     closure: Closure
     before: Moment
     size: float = 1.0
+
+    def repeat(self) -> Tensor:
+        """One more pass, from the state as it is; returns its loss.
+
+        Raises:
+            RuntimeError: a part of the graph was made outside of the closure.
+        """
+        try:
+            return self.closure().detach()
+        except RuntimeError as error:
+            if any(words in str(error) for words in _TOLD_BY):
+                raise RuntimeError(OUTSIDE) from error
+            raise

@@ -80,6 +80,7 @@ class Passes(Probes):
         loss_scale: Callable[[], Tensor] | None,
         checks_overflow: bool,
     ) -> None:
+        state.train_all()
         super().__init__(weights, scope, course, noise, loss_scale, checks_overflow, loss, habits, targets)
         self.method = method
         self.repetition = repetition
@@ -286,12 +287,12 @@ class Passes(Probes):
         micro_batches = self.micro_batches if micro_batches is None else micro_batches
         self.course.progress.pass_made(sum(micro_batch.size for micro_batch in micro_batches))
         losses = []
-        for index, (closure, before, _) in enumerate(micro_batches):
-            before.restore()
+        for index, micro_batch in enumerate(micro_batches):
+            micro_batch.before.restore()
             forget_weight_copies()  # a pass at the same weights cannot use what an earlier one has spent
             last = index == len(micro_batches) - 1
             with self.scope.pass_context(reduce and last), self.state.watched():
-                losses.append(closure().detach())
+                losses.append(micro_batch.repeat())
         self._follow()
         return torch.stack(losses).sum()
 

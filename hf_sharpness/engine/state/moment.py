@@ -16,6 +16,7 @@ from .quiet import QuietModules, changed_of
 from .reach import reach
 from .reached import Reached
 from .tensors import Region, Tensors
+from .trained import Trained, TrainedInStep
 
 
 class Known(Protocol):
@@ -26,12 +27,14 @@ class Known(Protocol):
         written: paths of tensors that passes are known to write.
         quiet: modules in which nothing changes.
         devices: whose random generators count.
+        trained: which parameters are trained.
     """
 
     stand_ins: StandIns
     written: set[Path]
     quiet: QuietModules
     devices: list[torch.device]
+    trained: TrainedInStep
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable weights."""
@@ -65,6 +68,7 @@ class Moment:
         self.wrappers = reached.wrappers
         self.quiet = state.quiet.entries
         self.hooks = Hooks(reached.hooks, state.quiet.inner, state.parameters())
+        self.trained = Trained(state.trained.parameters)
         self.tensors = Tensors(reached.tensors, state.written, large, state.lies_on_weights)
         self.included: list[Tensors] = []
         self.left_alone = LeftAlone()
@@ -82,6 +86,7 @@ class Moment:
         for holder, content in [*self.contents, *changed_of(self.quiet)]:
             holder.put(content, self.left_alone)
         self.hooks.restore()
+        self.trained.restore()
         for draws, place in self.draws:
             draws.place = place
         for tensors in [self.tensors, *self.included]:

@@ -14,7 +14,6 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ...vectors import is_sharded, local
 from ..for_a_while import hooked, leave
-from .bounds import MOST
 from .checked_steps import CheckedSteps
 from .discovery import Discovery
 from .draws import StandIns
@@ -22,23 +21,18 @@ from .flags import Flags
 from .generators import Standing, accelerators_of
 from .holders import LONGEST, Content, Elements, Holder, Names, bytes_of
 from .moment import Moment
-from .paths import Path, Root, name_of
+from .paths import Path, Root
 from .quiet import QuietModules, changed_of
 from .reach import reach
 from .reached import Reached
 from .services import Services
 from .tensors import Region, Watched, overlaps, ranges_of
+from .told import CUT, changed_unseen
+from .trained import TrainedInStep
 from .writes import Writes
 
 if TYPE_CHECKING:
     from ..weights import Weights
-
-
-CUT = (
-    f"more than {MOST:,} objects can be reached from the model, its loss, the Trainer and the training data: those "
-    "beyond are not looked at, so that what a further pass changes in them is not put back. Hold large records in "
-    "tensors or NumPy arrays instead of many small objects"
-)
 
 
 class State:
@@ -68,6 +62,7 @@ class State:
         self.is_cut = False
         self.services = Services()
         self.batch: list[Root] = []
+        self.trained = TrainedInStep()
         self.forget()
 
     def forget(self) -> None:
@@ -78,6 +73,7 @@ class State:
         self.after: Moment | None = None
         self.of_step: list[Root] = []
         self.weights_were_set = False
+        self.trained.forget()
 
     # The moments.
 
@@ -106,6 +102,7 @@ class State:
         self.forget()
         self.discovers = discover
         parameters = self.weights.parameters()
+        self.trained.begin(self.weights.optimizer.param_groups)
         self.optimized = {id(p) for p in parameters}
         places = [p.data_ptr() for p in parameters if not is_sharded(p)]
         if discover or places != self.places:
@@ -141,12 +138,24 @@ class State:
         if self.closures:
             self.of_step += [Root("closure", closure) for closure in closures]
         self.note_gradients()
+        self._meet_trained()
         moment = Moment(self, None, large=not self.before)
         self._look_at_new(moment)
         if not self.before:
             moment.tensors.note_checksums(whole=self.discovers)
         self.before.append(moment)
         return moment
+
+    def _meet_trained(self) -> None:
+        """Those that an earlier micro-batch of the step has not trained are weights from now on."""
+        new = self.trained.new(self.optimized)
+        self.optimized |= {id(p) for p in new}
+        for storage, pieces in ranges_of(local(new)).items():
+            self.ranges[storage] = self.ranges.get(storage, []) + pieces
+
+    def train_all(self) -> None:
+        """The first passes have been made: have all parameters trained that one of them has trained."""
+        self.trained.train_all(moment.trained for moment in self.before)
 
     def _look_at_new(self, moment: Moment) -> None:
         """A step with frozen parameters that were not there (a teacher made on the way) is looked at closely, too."""
@@ -201,6 +210,7 @@ class State:
             moment.left_alone = flags
         self.note_gradients()
         self.after = Moment(self, first, large=True)
+        self.after.trained = self.trained.take()
         self.after.tensors.note_checksums(whole=self.discovers)
         self.after.left_alone = flags.for_the_end()
         return self.after
@@ -255,12 +265,7 @@ class State:
         if watched.path in self.written:
             return
         self.written.add(watched.path)
-        warnings.warn(
-            f"{name_of(watched.path)} ({watched.alias.dtype}, {watched.alias.numel()} elements) was changed in a "
-            f"training step for the first time, which was noticed when it had happened: the further passes of this "
-            f"step {what}. From now on it is put back for them",
-            stacklevel=2,
-        )
+        warnings.warn(changed_unseen(watched, what), stacklevel=2)
 
     # What passes write.
 
