@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ...vectors import is_sharded, local
-from ..for_a_while import hooked, leave
+from ..for_a_while import leave
 from .checked_steps import CheckedSteps
 from .discovery import Discovery
 from .draws import StandIns
@@ -29,7 +28,7 @@ from .services import Services
 from .tensors import Region, Watched, overlaps, ranges_of
 from .told import CUT, changed_unseen
 from .trained import TrainedInStep
-from .writes import Writes
+from .writes import InnerSteps, Writes
 
 if TYPE_CHECKING:
     from ..weights import Weights
@@ -63,6 +62,7 @@ class State:
         self.services = Services()
         self.batch: list[Root] = []
         self.trained = TrainedInStep()
+        self.inner_steps = InnerSteps(self._writes)
         self.forget()
 
     def forget(self) -> None:
@@ -74,6 +74,7 @@ class State:
         self.of_step: list[Root] = []
         self.weights_were_set = False
         self.trained.forget()
+        self.inner_steps.leave()
 
     # The moments.
 
@@ -128,8 +129,6 @@ class State:
     def take(self, *closures: Callable[[], Tensor]) -> Moment:
         """The moment before a micro-batch's first pass.
 
-        What is large is copied before the first one only: further passes over all micro-batches begin there.
-
         Args:
             closures: the micro-batch's, and one for a part of it.
         """
@@ -139,7 +138,8 @@ class State:
             self.of_step += [Root("closure", closure) for closure in closures]
         self.note_gradients()
         self._meet_trained()
-        moment = Moment(self, None, large=not self.before)
+        self.inner_steps.watch()
+        moment = Moment(self, None, large=True)
         self._look_at_new(moment)
         if not self.before:
             moment.tensors.note_checksums(whole=self.discovers)
@@ -272,23 +272,24 @@ class State:
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Around a pass. In a step that looks for what is written, that is saved just before it is."""
-        before = self.before if self.discovers else self.before[:1]
-        writes = Writes([self.after] if self.after is not None else [*before, *self._earlier()], self.written)
-        with hooked(register_optimizer_step_pre_hook, writes.before_step):
-            if not self.discovers:
+        if not self.discovers:
+            yield
+            return
+        writes = self._writes()
+
+        def on_write(storage: int) -> None:
+            self.weights_were_set |= storage in self.ranges
+            writes.before_write(storage)
+
+        mode = Discovery({*writes.by_storage, *self.ranges}, on_write)
+        try:
+            with mode:
                 yield
-                return
+        finally:
+            leave(mode)
 
-            def on_write(storage: int) -> None:
-                self.weights_were_set |= storage in self.ranges
-                writes.before_write(storage)
-
-            mode = Discovery({*writes.by_storage, *self.ranges}, on_write)
-            try:
-                with mode:
-                    yield
-            finally:
-                leave(mode)
+    def _writes(self) -> Writes:
+        return Writes([self.after] if self.after is not None else [*self.before, *self._earlier()], self.written)
 
 
 def _is_long_and_changed(holder: Holder, content: Content) -> bool:

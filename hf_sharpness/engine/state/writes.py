@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from .moment import Moment
 from .paths import Path
@@ -42,11 +44,34 @@ class Writes:
             if watched.saved is None:
                 watched.save()
 
-    def before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """An optimizer of the pass's own steps, perhaps for the first time: it trains a critic from now on."""
+
+class InnerSteps:
+    """Has copied what another optimizer than the base one is about to write, in a pass or between micro-batches.
+
+    Args:
+        writes: returns where copies go.
+    """
+
+    def __init__(self, writes: Callable[[], Writes]) -> None:
+        self.writes = writes
+        self.handle: RemovableHandle | None = None
+
+    def watch(self) -> None:
+        """The passes of a step begin."""
+        if self.handle is None:
+            self.handle = register_optimizer_step_pre_hook(self._before_step)
+
+    def leave(self) -> None:
+        """They are over."""
+        if self.handle is not None:
+            self.handle.remove()
+            self.handle = None
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        writes = self.writes()
         for tensor in _of(optimizer):
             for part in parts_of(tensor):
-                self.before_write(storage_of(part))
+                writes.before_write(storage_of(part))
 
 
 def _of(optimizer: Optimizer) -> Iterator[Tensor]:
