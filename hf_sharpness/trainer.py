@@ -9,7 +9,6 @@ themselves keep it too: see ``training/steps.py``.
 from __future__ import annotations
 
 import contextlib
-import copy
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.training_args import OptimizerNames
 
 from .arguments import SharpnessArguments
 from .engine import Engine
@@ -30,6 +28,7 @@ from .sharing import config
 from .sharpness_arguments.other_trainers import method_check
 from .training import card, kept
 from .training.averages import Averages
+from .training.base_choice import BaseChoice
 from .training.callback import SharpnessCallback, at_epoch_boundary
 from .training.launch import warn_of_lone_processes
 from .training.mixin_base import MixinBase
@@ -80,21 +79,7 @@ class _SharpnessTrainer(MixinBase):
         """Whether the arguments choose a sharpness-aware method."""
         return getattr(self.args, "uses_sharpness", False)
 
-    @staticmethod
-    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
-        """transformers' own, of ``base_optim`` where ``optim`` is a sharpness-aware method."""
-        if getattr(args, "uses_sharpness", False):
-            args, base_optim = copy.copy(args), args.base_optim
-            args.optim = OptimizerNames(base_optim)
-            made, options = _STOCK_TRAINER.get_optimizer_cls_and_kwargs(args, model)
-            if base_optim == "sgd" and "momentum" in (args.optim_args or "") and "momentum" not in options:
-                raise ValueError(
-                    f"optim_args={args.optim_args!r} would have no effect: transformers {transformers.__version__} "
-                    "does not hand it to sgd. Use a newer transformers, or pass the Trainer "
-                    "optimizer_cls_and_kwargs=(torch.optim.SGD, {...})"
-                )
-            return made, options
-        return _STOCK_TRAINER.get_optimizer_cls_and_kwargs(args, model)
+    get_optimizer_cls_and_kwargs: Any = BaseChoice(_STOCK_TRAINER)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' own. However it ends, the weights are not left perturbed."""

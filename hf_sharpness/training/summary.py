@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+import transformers
 from transformers import TrainerState
 
 from ..engine import Engine
 from ..engine.fraction import cost_of_a_part
 from ..engine.phase import Phase
 from .averages import Averages
+from .base_choice import chosen
 from .notices import say
 
 
@@ -99,7 +101,9 @@ def _base(trainer: Any, engine: Engine) -> str:
     args = trainer.args
     if not trainer.is_deepspeed_enabled and trainer.optimizer_cls_and_kwargs is None:
         with contextlib.suppress(ImportError, ValueError):
-            if type(engine.optimizer) is not trainer.get_optimizer_cls_and_kwargs(args, trainer.model)[0]:
+            # Not as the Trainer's own class says it, which may make something in saying so.
+            stock, _ = chosen(transformers.Trainer.get_optimizer_cls_and_kwargs, args, trainer.model)
+            if type(engine.optimizer) is not stock:
                 return type(engine.optimizer).__name__
         return args.base_optim
     return args.base_optim if trainer.is_deepspeed_enabled else type(engine.optimizer).__name__

@@ -163,3 +163,43 @@ def test_weights_and_batch_norm_of_a_loss_with_an_optimizer_of_its_own(
     torch.testing.assert_close(ours, stock, **EXACT)
     for name, value in stock_loss.items():
         torch.testing.assert_close(our_loss[name], value, **EXACT)
+
+
+@pytest.mark.parametrize("optim", ["sgd", "sam", "wsam"])
+def test_a_trainer_below_the_mixin_says_what_is_trained(optim: str, train: Any, libraries: Any) -> None:
+    """As sentence-transformers', whose losses have weights; transformers' own method is static, this one is not."""
+    hf_sharpness, transformers = libraries
+
+    class Below(transformers.Trainer):
+        loss_of: Loss | None = None
+
+        def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> Any:
+            made, options = super().get_optimizer_cls_and_kwargs(args, model)
+            self.loss_of = Loss()
+            return made, {**options, "optimizer_dict": [{"params": [*self.model.parameters(), self.loss_of.weight]}]}
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            return self.loss_of(model(inputs["x"])["logits"], inputs["labels"])  # type: ignore[misc]
+
+    def run(kind: type, **chosen: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        options = {"max_grad_norm": 0.0, "learning_rate": 0.1, "max_steps": 3, "logging_strategy": "no"}
+        result = train(Net().double(), ITEMS, trainer_class=kind, **options, **chosen)
+        return result.weights[-1], result.trainer.loss_of.weight.detach()
+
+    class Mixed(hf_sharpness.SharpnessTrainerMixin, Below):
+        pass
+
+    stock = run(Below, optim="sgd", stock=True)
+    sharp = {"base_optim": "sgd", "sam_rho": 0.0} if optim != "sgd" else {}
+    ours = run(Mixed, optim=optim, **sharp)
+    assert not torch.equal(stock[1], Loss().weight)
+    for mine, theirs in zip(ours, stock, strict=True):
+        torch.testing.assert_close(mine, theirs, **EXACT)
+
+
+def test_which_base_optimizer_a_class_would_make(libraries: Any, tmp_path: Any) -> None:
+    hf_sharpness, _ = libraries
+    arguments = hf_sharpness.TrainingArguments(str(tmp_path), optim="sam", base_optim="sgd", use_cpu=True)
+    for kind in (hf_sharpness.Trainer, hf_sharpness.Seq2SeqTrainer):
+        assert kind.get_optimizer_cls_and_kwargs(arguments)[0] is torch.optim.SGD
+    assert arguments.optim == "sam"
