@@ -211,7 +211,7 @@ def _subject(
             raise CompareError(
                 f"--script {given.script}: '{recipe_name}' is left over; script arguments stand after --"
             )
-        flags = parse_training_flags(rest)
+        flags = parse_training_flags(rest, "compare")
         return ScriptSubject(given.script, script_arguments, given.metric, given.lower_is_better, flags)
     if recipe_name is None:
         raise CompareError(
@@ -220,7 +220,7 @@ def _subject(
     if script_arguments:
         raise CompareError("compare: arguments after -- belong to a --script; a recipe's stand before it")
     recipe = load_named(recipe_name)
-    apply_flags(recipe, rest)
+    apply_flags(recipe, rest, "compare")
     return RecipeSubject(recipe, given.metric)
 
 

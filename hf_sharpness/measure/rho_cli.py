@@ -136,7 +136,7 @@ def _wish(given: argparse.Namespace) -> Wish:
 def _of_recipe(named: str, flags: Sequence[str], wish: Wish) -> tuple[str, dict[str, Any]]:
     """The record of a recipe, whose training begins in this process and is not saved."""
     recipe = load_named(named)
-    apply_flags(recipe, flags)
+    apply_flags(recipe, flags, "rho")
     # Its method does not matter, only what it wraps, and the options of the steps.
     kept = ("base_optim", "optim", *(name for name in recipe.training if name not in shared_arguments()))
     training = {name: value for name, value in recipe.training.items() if name in kept}

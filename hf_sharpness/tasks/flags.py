@@ -25,17 +25,23 @@ def load_named(name: str) -> Recipe:
     Raises:
         RecipeError: There is none, or it is not valid.
     """
+    if name.endswith(".py"):
+        raise RecipeError(
+            f"'{name}' is a script and no recipe: `hf-sharpness run {name}` runs it, and compare and rho take it as "
+            f"--script {name}"
+        )
     looks_like_a_repo = name.count("/") == 1 and not name.endswith((".yaml", ".yml")) and name[0] not in "./~"
     if looks_like_a_repo and not Path(name).exists():
         return load_shared_recipe(name)
     return load_recipe(find_recipe(name))
 
 
-def apply_flags(recipe: Recipe, arguments: Sequence[str]) -> bool:
+def apply_flags(recipe: Recipe, arguments: Sequence[str], command: str = "train") -> bool:
     """Change a recipe as the command line says, in place.
 
     Args:
         recipe: The recipe.
+        command: Whose command line, for errors. Default: that of `train`.
         arguments: `--data.KEY VALUE`, `--model.KEY VALUE`, `--peft.KEY VALUE`, flags of TrainingArguments, and
             --overwrite_output_dir.
 
@@ -48,7 +54,7 @@ def apply_flags(recipe: Recipe, arguments: Sequence[str]) -> bool:
     dotted, flags = split_dotted(arguments)
     for name, value in dotted:
         override(recipe, name, value)
-    given = parse_training_flags(flags)
+    given = parse_training_flags(flags, command)
     overwrite = given.pop(_OVERWRITE, False)
     recipe.training_of_file = dict(recipe.training)
     if "sharpness_config" in given:  # it stands in for what the recipe says of the method
@@ -86,13 +92,13 @@ def split_dotted(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[
     return dotted, rest
 
 
-def parse_training_flags(arguments: Sequence[str]) -> dict[str, Any]:
+def parse_training_flags(arguments: Sequence[str], command: str = "train") -> dict[str, Any]:
     """Parse flags of `hf_sharpness.TrainingArguments`; return only those that were given.
 
     Raises:
         RecipeError: Unknown flag, or a value of the wrong type.
     """
-    parser = training_parser()
+    parser = training_parser(command=command)
     not_given = object()
     # argparse leaves an attribute that is already there alone unless its flag occurs.
     fields = {action.dest: not_given for action in parser.flags}
@@ -101,20 +107,23 @@ def parse_training_flags(arguments: Sequence[str]) -> dict[str, Any]:
         flags = [option for action in parser.flags for option in action.option_strings]
         flag = unknown[0].partition("=")[0]
         if flag.startswith("-"):
-            raise RecipeError(f"train: unknown flag '{flag}'{nearest(flag, flags)}; see `hf-sharpness train --help`")
-        raise RecipeError(f"train: unexpected argument '{unknown[0]}'; flags are written --name value")
+            meant = nearest(flag, flags)
+            raise RecipeError(f"{command}: unknown flag '{flag}'{meant}; see `hf-sharpness {command} --help`")
+        raise RecipeError(f"{command}: unexpected argument '{unknown[0]}'; flags are written --name value")
     return {name: value for name, value in vars(namespace).items() if value is not not_given}
 
 
-def training_parser(everything: bool = True) -> Any:
+def training_parser(everything: bool = True, command: str = "train") -> Any:
     """The parser of the flags of TrainingArguments; unlike argparse's own it raises RecipeError.
 
     Args:
         everything: Whether its help lists all of them. Default True; else the sharpness arguments and a few others.
+        command: Whose flags, for errors. Default: those of `train`.
     """
     parser = _TrainingParser(
         TrainingArguments,
         everything=everything,
+        command=command,
         prog="hf-sharpness train",
         usage="hf-sharpness train RECIPE [--data.KEY VALUE] [--model.KEY VALUE] [--any_training_argument VALUE]",
         description="Fine-tune as RECIPE says; flags replace its entries.",
@@ -142,9 +151,9 @@ _SHARPNESS = [field.name for field in dataclasses.fields(SharpnessArguments)]
 class _TrainingParser(HfArgumentParser):
     """HfArgumentParser whose help begins with the sharpness arguments, and whose errors are one line."""
 
-    def __init__(self, *args: Any, everything: bool, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, everything: bool, command: str, **kwargs: Any) -> None:
         self.flags: list[argparse.Action] = []
-        self._everything = everything
+        self._everything, self._command = everything, command
         self._groups: dict[str, Any] | None = None
         super().__init__(*args, **kwargs)
 
@@ -171,4 +180,4 @@ class _TrainingParser(HfArgumentParser):
         return action
 
     def error(self, message: str) -> Any:
-        raise RecipeError(f"train: {message}")
+        raise RecipeError(f"{self._command}: {message}")

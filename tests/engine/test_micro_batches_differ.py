@@ -91,6 +91,7 @@ def by_hand(model: Any, other: Any, step: Any, prepare: Callable[[Any, Any], Non
 @pytest.mark.parametrize("kind", [Critic, Teacher, Alternating])
 def test_each_finds_again_what_it_found_at_first(kind: Any) -> None:
     model, other = Net().double(), kind()
+    model.beside = other
     method = SAM.ours(model, torch.optim.SGD(model.parameters(), lr=0.1))
 
     def prepare(model: Any, other: Any) -> None:
