@@ -20,7 +20,18 @@ METHODS = [
 ]
 STEPS = [step[0] for step in steps_of(classification(32), 8)]
 Make = Callable[[Any], torch.optim.Optimizer]
+
+
+class Counting(torch.optim.SGD):
+    """Keeps a number for all its parameters among their states."""
+
+    def step(self, closure: Any = None) -> Any:
+        self.state["steps"] = self.state.get("steps", 0) + 1
+        return super().step(closure)
+
+
 OPTIMIZERS: dict[str, Make] = {
+    "counting": lambda params: Counting(params, lr=0.05, momentum=0.9),
     "adam": lambda params: torch.optim.Adam(params, lr=0.05),
     "sgd-momentum": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
 }

@@ -79,4 +79,5 @@ def _of(optimizer: Optimizer) -> Iterator[Tensor]:
     for group in optimizer.param_groups:
         yield from group["params"]
     for held in optimizer.state.values():
-        yield from (value for value in held.values() if isinstance(value, Tensor))
+        values = held.values() if isinstance(held, dict) else [held]  # some keep numbers for all parameters there
+        yield from (value for value in values if isinstance(value, Tensor))
