@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -106,6 +108,7 @@ class NumbersByMethods(Numbers):
     def __init__(self) -> None:
         super().__init__()
         self.several = [iterator.__next__ for iterator in self.several]
+        self.bound = types.MethodType(functools.partial(int), "1")  # has no name
         self.by_name = {"count": (self.by_name["count"].__next__, "name")}
 
     def __call__(self, model: Any) -> Tensor:

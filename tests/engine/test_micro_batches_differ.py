@@ -132,3 +132,29 @@ def test_a_graph_that_is_made_outside_of_the_closure_is_told(outside: str, retai
         method.backward(closure)
     for parameter, weight in zip(model.parameters(), weights, strict=True):
         assert torch.equal(parameter, weight)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("trains", [True, False])
+def test_what_a_pass_itself_freezes_or_not_once(trains: bool) -> None:
+    """Guarded by a flag, which is not put back: the step is as if it had been so at its beginning."""
+    gradients = []
+    for at_once in (True, False):
+        model = Net().double()
+        method = SAM.ours(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        model.first.requires_grad_(trains if at_once else not trains)
+        done = {"done": at_once}
+
+        def closure(model: Any = model, done: Any = done) -> Tensor:
+            if not done["done"]:
+                done["done"] = True
+                model.first.requires_grad_(trains)
+            loss = model(**STEPS[0][0])["loss"]
+            loss.backward()
+            return loss
+
+        method.backward(closure)
+        assert all(p.requires_grad == trains for p in model.first.parameters())
+        gradients.append([p.grad for p in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)

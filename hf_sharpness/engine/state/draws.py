@@ -168,8 +168,8 @@ def _holds(value: Any, wanted: set[int]) -> bool:
 
 def _drawn_from(value: Any) -> Any:
     """The iterator that a ``__next__`` belongs to; anything else as it is."""
-    is_next = type(value) in (types.MethodWrapperType, types.MethodType) and value.__name__ == "__next__"
-    return value.__self__ if is_next else value
+    is_a_method = type(value) in (types.MethodWrapperType, types.MethodType)
+    return value.__self__ if is_a_method and getattr(value, "__name__", "") == "__next__" else value
 
 
 def _settled(value: Any, settled: dict[int, Any]) -> Any:

@@ -291,3 +291,10 @@ def bytes_of(array: Any) -> tuple[int, int]:
     for size, stride in zip(array.shape, array.strides, strict=True):
         first, after = first + min(0, (size - 1) * stride), after + max(0, (size - 1) * stride)
     return first, after + array.itemsize if array.size else first
+
+
+def is_long_and_changed(holder: Holder, content: Content) -> bool:
+    """Of a list or dict that is not noted in every step: whether it does not hold what it held."""
+    if not isinstance(holder, Elements | Names) or len(content) <= LONGEST:
+        return False
+    return holder.has_changed(content) if isinstance(holder, Elements) else bool(holder.changes(content))

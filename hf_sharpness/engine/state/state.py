@@ -18,7 +18,7 @@ from .discovery import Discovery
 from .draws import StandIns
 from .flags import Flags
 from .generators import Standing, accelerators_of
-from .holders import LONGEST, Content, Elements, Holder, Names, bytes_of
+from .holders import bytes_of, is_long_and_changed
 from .moment import Moment
 from .paths import Path, Root
 from .quiet import QuietModules, changed_of
@@ -27,7 +27,7 @@ from .reached import Reached
 from .services import Services
 from .tensors import Region, Watched, overlaps, ranges_of
 from .told import CUT, changed_unseen
-from .trained import TrainedInStep
+from .trained import Trained, TrainedInStep
 from .writes import InnerSteps, Writes
 
 if TYPE_CHECKING:
@@ -147,15 +147,15 @@ class State:
         return moment
 
     def _meet_trained(self) -> None:
-        """Those that an earlier micro-batch of the step has not trained are weights from now on."""
-        new = self.trained.new(self.optimized)
-        self.optimized |= {id(p) for p in new}
-        for storage, pieces in ranges_of(local(new)).items():
-            self.ranges[storage] = self.ranges.get(storage, []) + pieces
+        """Those that were not trained at the step's beginning are weights from now on."""
+        if new := self.trained.new(self.optimized):
+            self.optimized |= set(map(id, new))
+            self.ranges = ranges_of(local([p for p in self.trained.parameters if id(p) in self.optimized]))
 
     def train_all(self) -> None:
         """The first passes have been made: have all parameters trained that one of them has trained."""
         self.trained.train_all(moment.trained for moment in self.before)
+        self._meet_trained()
 
     def _look_at_new(self, moment: Moment) -> None:
         """A step with frozen parameters that were not there (a teacher made on the way) is looked at closely, too."""
@@ -201,7 +201,7 @@ class State:
         held = [pair for moment in self.before for pair in [*moment.contents, *changed_of(moment.quiet)]]
         if self.discovers:
             self.services.note(pair for moment in self.before for pair in moment.services)
-            self.changing |= {id(holder.target) for holder, content in held if _is_long_and_changed(holder, content)}
+            self.changing |= {id(holder.target) for holder, content in held if is_long_and_changed(holder, content)}
         if self.weights_were_set:  # an initialisation that depends on data, which is not to be made again
             for moment in self.before:
                 moment.hooks.leave_alone()
@@ -274,6 +274,7 @@ class State:
         """Around a pass. In a step that looks for what is written, that is saved just before it is."""
         if not self.discovers:
             yield
+            self._note_trained()
             return
         writes = self._writes()
 
@@ -287,13 +288,12 @@ class State:
                 yield
         finally:
             leave(mode)
+        self._note_trained()
+
+    def _note_trained(self) -> None:
+        """What the first pass of a micro-batch has itself frozen, or not, stays so for its further passes."""
+        if self.after is None and self.before:
+            self.before[-1].trained = Trained(self.trained.parameters)
 
     def _writes(self) -> Writes:
         return Writes([self.after] if self.after is not None else [*self.before, *self._earlier()], self.written)
-
-
-def _is_long_and_changed(holder: Holder, content: Content) -> bool:
-    """Of a list or dict that is not noted in every step: whether it does not hold what it held."""
-    if not isinstance(holder, Elements | Names) or len(content) <= LONGEST:
-        return False
-    return holder.has_changed(content) if isinstance(holder, Elements) else bool(holder.changes(content))
