@@ -105,7 +105,11 @@ def picture(folders: list[Path], path: Path) -> None:
             lowest, highest = (np.array([of(point.values) for point in line]) for of in (np.min, np.max))
             around = [means - lowest, highest - means]
             ax.errorbar(along, means, around, marker="o", ms=4, lw=1.4, capsize=2, label=name)
-        ax.set_xscale("log" if argument == "sam_rho" else "linear")
+        if argument == "sam_rho":
+            radii = sorted({p.arguments[argument] for line in _lines(points, argument).values() for p in line})
+            ax.set_xscale("log")
+            ax.set_xticks(radii, [f"{rho:g}" for rho in radii], fontsize=8)
+            ax.minorticks_off()
         ax.set_xlabel(argument.partition("_")[2])
         ax.set_ylabel("test accuracy, %")
         ax.set_title(folder.name, fontsize=9)

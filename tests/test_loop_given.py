@@ -89,3 +89,19 @@ def test_what_the_passes_are_planned_with_cannot_be_set(attribute: str, value: A
     assert getattr(method, attribute) == getattr(methods.SAM(), attribute)
     with pytest.raises(AttributeError, match=rf"{attribute}={value} cannot be set once a SAM is made.* make a new one"):
         setattr(method, attribute, value)
+
+
+def test_a_subclass_may_count_under_the_name_of_a_hyper_parameter() -> None:
+    class Counting(SAM):  # type: ignore[valid-type, misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.steps = 0
+            super().__init__(*args, **kwargs)
+
+        def backward(self, *args: Any, **kwargs: Any) -> Any:
+            self.steps += 1
+            return super().backward(*args, **kwargs)
+
+    model = Net()
+    method = Counting(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    method.backward(lambda: (loss := model(torch.ones(1, 6))["logits"].sum()).backward() or loss)
+    assert (method.steps, method.method.steps) == (1, 1)

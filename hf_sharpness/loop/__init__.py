@@ -94,8 +94,9 @@ class SharpnessAware:
         )
         self._usage = Usage(self.engine, scale)
         self._without_epochs: set[str] = set()
-        for name in self._settings():
-            vars(self).pop(name, None)  # a subclass may have set it before: now it is the method's
+        for name, setting in self._settings().items():
+            if float in setting.kinds:
+                vars(self).pop(name, None)  # a subclass may have set it before: now it is the method's
 
     def __getattr__(self, name: str) -> Any:
         if name in self._settings():
@@ -103,15 +104,15 @@ class SharpnessAware:
         raise AttributeError(no_attribute(type(self).__name__, name))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        settings = self._settings()
-        if name not in settings:
-            super().__setattr__(name, value)
-            return
-        if float not in settings[name].kinds:  # the passes have been planned with it
+        setting = self._settings().get(name)
+        if setting is not None and float in setting.kinds:
+            value = value.item() if hasattr(value, "item") else value  # a tensor's number, or NumPy's
+            setting.check(value)
+            setattr(self.method, name, value)
+        elif setting is not None and type(self).__module__ == __name__:  # a subclass may mean another thing by it
             raise AttributeError(NOT_SET.format(name=type(self).__name__, attribute=name, value=value))
-        value = value.item() if hasattr(value, "item") else value  # a tensor's number, or NumPy's
-        settings[name].check(value)
-        setattr(self.method, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def _settings(self) -> dict[str, Hyperparameter]:
         """The method's hyper-parameters, but for those in whose place a subclass has something else."""
