@@ -16,7 +16,8 @@ Closure = Callable[[], Tensor]
 OUTSIDE = (
     "a further pass needs a part of the graph that the first one has used up: something that depends on the weights "
     "was computed outside of what is repeated. Compute all of it in the pass: in a plain loop in the closure (forward, "
-    "loss and backward), with the Trainer in compute_loss"
+    "loss and backward), with the Trainer in compute_loss. Or a pass changes in place what its own backward needs. "
+    "torch's words: {words}"
 )
 _TOLD_BY = ("backward through the graph a second time", "modified by an inplace operation")
 """What torch says then, the second where the graph was to be kept (``retain_graph=True``)."""
@@ -42,5 +43,5 @@ class MicroBatch(NamedTuple):
             return self.closure().detach()
         except RuntimeError as error:
             if any(words in str(error) for words in _TOLD_BY):
-                raise RuntimeError(OUTSIDE) from error
+                raise RuntimeError(OUTSIDE.format(words=str(error).partition(". ")[0])) from error
             raise

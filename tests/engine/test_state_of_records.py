@@ -20,6 +20,9 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
 
 from hf_sharpness import SAM, WSAM
 from hf_sharpness.engine.state import bounds
+from hf_sharpness.engine.state.paths import Root
+from hf_sharpness.engine.state.quiet import QuietModules
+from hf_sharpness.engine.state.reach import reach
 
 LENGTH = 20_000
 
@@ -281,3 +284,14 @@ def test_more_objects_than_are_looked_at_is_told(monkeypatch: pytest.MonkeyPatch
     with pytest.warns(UserWarning, match="objects can be reached .* is not put back") as told:
         trained(lambda model: float(len(tree)), SAM)
     assert len(told) == 1
+
+
+def test_what_a_sampler_draws_from_is_none_of_its_state() -> None:
+    sampler = Mined()
+    sampler.by_class = {label: [label] for label in range(100)}  # type: ignore[attr-defined]
+    sampler.indices = list(range(LENGTH))  # type: ignore[attr-defined]
+    found = reach([Root("sampler", sampler)], lambda value: False, False, QuietModules(), None)
+    held = [id(holder.target) for holder in found.holders]
+    assert id(sampler.hardness) in held
+    assert id(sampler.by_class) not in held  # type: ignore[attr-defined]
+    assert id(sampler.indices) not in held  # type: ignore[attr-defined]

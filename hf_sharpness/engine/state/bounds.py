@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .code import is_own
+from .holders import LONGEST
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -94,6 +95,20 @@ def attributes_of(value: Any) -> dict[str, Any]:
     except Exception:
         return {}
     return own if type(own) is dict else {}
+
+
+def large_in(value: Any) -> frozenset[str]:
+    """Names in a sampler of the user's under which it holds the examples to draw from, by class or all of them."""
+    if not isinstance(value, torch.utils.data.Sampler):
+        return frozenset()
+    return frozenset(name for name, held in attributes_of(value).items() if _is_data(held))
+
+
+def _is_data(held: Any) -> bool:
+    kind: Any = next((kind for kind in (list, dict, set) if isinstance(held, kind)), None)
+    if kind is None or kind.__len__(held) <= LONGEST_OF_OBJECTS:
+        return False
+    return kind.__len__(held) > LONGEST or (kind is dict and not all(type(v) in ATOMS for v in dict.values(held)))
 
 
 def label(key: Any) -> str | int:

@@ -189,7 +189,7 @@ class Walk:
     def instance(self, value: Any, path: Path) -> None:
         own, slots = bounds.attributes_of(value), bounds.slots_of(type(value))
         contents = [*own.items(), *Slots(value, slots).items()]
-        skip = self.skips.get(id(value), frozenset())
+        skip = self.skips.get(id(value), frozenset()) or bounds.large_in(value)
         if not skip and bounds.is_a_service(v for _, v in contents):
             if self.changing is None and bounds.own_classes(type(value)) and holds_locks_alone(v for _, v in contents):
                 self.reached.services += holders_of(value, path)
