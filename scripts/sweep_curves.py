@@ -98,7 +98,8 @@ def picture(folders: list[Path], path: Path) -> None:
         base = next(point.values for point in points if point.name == "base")
         ax.axhspan(base.min(), base.max(), color="0.88", zorder=0)
         ax.axhline(base.mean(), color="0.5", lw=1, zorder=1)
-        for name, line in _lines(points, argument).items():
+        lines = _lines(points, argument)
+        for name, line in lines.items():
             line.sort(key=lambda point: point.arguments[argument])
             along = [point.arguments[argument] for point in line]
             means = np.array([point.values.mean() for point in line])
@@ -106,7 +107,7 @@ def picture(folders: list[Path], path: Path) -> None:
             around = [means - lowest, highest - means]
             ax.errorbar(along, means, around, marker="o", ms=4, lw=1.4, capsize=2, label=name)
         if argument == "sam_rho":
-            radii = sorted({p.arguments[argument] for line in _lines(points, argument).values() for p in line})
+            radii = sorted({p.arguments[argument] for line in lines.values() for p in line})
             ax.set_xscale("log")
             ax.set_xticks(radii, [f"{rho:g}" for rho in radii], fontsize=8)
             ax.minorticks_off()

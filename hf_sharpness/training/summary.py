@@ -6,7 +6,6 @@ import contextlib
 from typing import Any
 
 import transformers
-from transformers import TrainerState
 
 from ..engine import Engine
 from ..engine.fraction import cost_of_a_part
@@ -58,7 +57,7 @@ class Summary:
             self.sharp += 1
             self.sharpness.add(metrics)
 
-    def end(self, state: TrainerState) -> None:
+    def end(self, state: transformers.TrainerState) -> None:
         """Say what happened. All ranks call it."""
         means = self.sharpness.take(self.trainer._sharpness_sum_over_ranks, self.trainer.args.device)
         if not self.steps or not state.is_world_process_zero:
