@@ -36,6 +36,10 @@ class Subject:
         with device:
             return self.make().train()
 
+    def million_weights(self) -> float:
+        """How large the model is."""
+        return sum(p.numel() for p in self.model(torch.device("meta")).parameters()) / 1e6
+
     def examples(self, number: int) -> list[dict[str, Any]]:
         """That many examples, each with a label, the same in every call."""
         torch.manual_seed(1)
@@ -104,6 +108,7 @@ def subject(name: str, batch: int | None = None) -> Subject:
 SUBJECTS: dict[str, Callable[[], Subject]] = {
     "vit-tiny": lambda: vit(192, 12, 32, 4, 16),
     "vit-base": lambda: vit(768, 12, 224, 16, 64),
+    "vit-large": lambda: vit(1024, 24, 32, 4, 4),
     "bert-base": lambda: bert(768, 12, 128, 32),
     "smallest": lambda: vit(32, 2, 8, 4, 4),
 }
