@@ -2,7 +2,6 @@
 
     python scripts/gpu_checks.py                    # all checks, a few minutes
     python scripts/gpu_checks.py --only fp16 bf16   # some of them
-    python scripts/gpu_checks.py --write            # and put the table into docs/gpu.md
 
 Without a GPU it says so and does nothing else.
 """
@@ -14,14 +13,11 @@ import datetime
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 import transformers
 from gpu import exact, guard, modes
 from gpu.training import Row
-
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu.md"
 
 CHECKS: dict[str, Callable[[], Iterator[Row]]] = {
     "cpu": exact.against_cpu,
@@ -59,7 +55,6 @@ def table(checks: list[str]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=list(CHECKS), default=list(CHECKS), help="which checks")
-    parser.add_argument("--write", action="store_true", help="write docs/gpu.md")
     parser.add_argument("--fsdp2-rank", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -71,11 +66,8 @@ def main() -> int:
     transformers.trainer.PrinterCallback = transformers.TrainerCallback
     made = table(args.only)
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    where = f"on {datetime.date.today()}, on one {torch.cuda.get_device_name()} with {versions}"
-    page = f"# On a GPU\n\nMade by `python scripts/gpu_checks.py --write` {where}; do not edit.\n\n{made}\n"
-    print(page)
-    if args.write:
-        PAGE.write_text(page)
+    where = f"On {datetime.date.today()}, on one {torch.cuda.get_device_name()} with {versions}"
+    print(f"{where}:\n\n{made}")
     return 1 if "FAILED" in made else 0
 
 

@@ -56,7 +56,7 @@ def table(folders: list[Path]) -> str:
     return "\n".join(lines)
 
 
-_OUTCOMES = ("metric", "generalisation_gap")
+_OUTCOMES = ("metric", "generalization_gap")
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-MEASURES = ("nll", "train_loss", "generalisation_gap", "sharpness")
+MEASURES = ("nll", "train_loss", "generalization_gap", "sharpness")
 _OTHERS = {
     "sam_start",
     "sam_fraction",

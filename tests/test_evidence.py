@@ -46,7 +46,7 @@ def test_a_rank_correlation(scripts: Any) -> None:
     assert sharpness_and_gap.correlation(runs, "sharpness", "metric", draws=50)[0] == pytest.approx(-1.0)
 
 
-RUN = {"stage": "final", "measures": {"nll": 1.0, "train_loss": 0.4, "generalisation_gap": 0.6, "sharpness": 0.02}}
+RUN = {"stage": "final", "measures": {"nll": 1.0, "train_loss": 0.4, "generalization_gap": 0.6, "sharpness": 0.02}}
 
 
 def sweep(folder: Path, accuracies: dict[str, list[float]], arguments: dict[str, dict[str, Any]]) -> Path:
@@ -99,8 +99,8 @@ def test_the_range_test_beside_a_grid(scripts: Any, tmp_path: Path, capsys: pyte
     folder = sweep(tmp_path / "grid", accuracies, arguments)
     # The step has changed by a quarter at rho .01 already, and the gradient has turned away at 1.
     points = [(0.01, 1.01, 0.9), (0.1, 1.1, 0.5), (1.0, 1.3, 0.1)]
-    radii = [{"rho": rho, "loss": loss, "cosine": cosine, "grad_norm": 1.0} for rho, loss, cosine in points]
-    look = {"when": "after", "adaptive": False, "loss": 1.0, "grad_norm": 1.0, "slope": 1.0, "length": 1.0}
+    radii = [{"rho": rho, "loss": loss, "cosine": cosine, "gradient_norm": 1.0} for rho, loss, cosine in points]
+    look = {"when": "after", "adaptive": False, "loss": 1.0, "gradient_norm": 1.0, "slope": 1.0, "length": 1.0}
     (tmp_path / "rho.json").write_text(json.dumps({"looks": [{**look, "weight_norm": 10.0, "radii": radii}]}))
     rho_rules.main([f"{tmp_path}={folder}"])
     printed = capsys.readouterr().out

@@ -84,7 +84,7 @@ def fit(build: Callable[[int, int], Plan], trials: int, seeds: int, budget: floa
             return Fitted(plan, _cut(trials, trial_count, seeds, seed_count, arms))
     needed = duration(expected_seconds(plan) / jobs)
     raise CompareError(
-        f"--budget: {duration(budget)} is too little: {plan.points and len(plan.points)} tuning points and "
+        f"--budget: {duration(budget)} is too little: {len(plan.points)} tuning points and "
         f"{len(plan.final_seeds)} seeds, the fewest with which {arms} arms can be told from the base, take {needed}; "
         "compare fewer arms (--arms), train for fewer steps or on fewer examples, or give more time"
     )

@@ -124,7 +124,7 @@ def _compare(arguments: list[str]) -> int:
         given.seeds,
         None if given.budget is None else parse_duration(given.budget),
         given.margin,
-        given.jobs or default_jobs(),
+        default_jobs() if given.jobs is None else given.jobs,
     )
     check_options(options)
     if given.grace < 4:
@@ -255,8 +255,6 @@ def _open(url: str, name: str, subject: Subject, grace: int) -> Execution:
     try:
         return Execution(url, name, subject.greater_is_better, max(1, grace // 4), grace)
     except Exception as error:  # the database's driver has exceptions of its own
-        if isinstance(error, KeyboardInterrupt):
-            raise
         text = " ".join(str(error).split())[:300]
         raise CompareError(f"--storage {url}: cannot be opened: {type(error).__name__}: {text}") from error
 

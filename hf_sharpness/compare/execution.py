@@ -16,7 +16,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning, OptunaError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import Trial, TrialState, create_trial
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -184,10 +184,6 @@ class Execution:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             fail_stale_trials(self.study)
-
-    def running(self) -> list[FrozenTrial]:
-        """The trials that some process is at, or was when it died."""
-        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
 def _open(url: str, heartbeat: int, grace: int) -> RDBStorage:

@@ -180,10 +180,10 @@ class _Prediction:
     label_ids: np.ndarray
 
 
-def title(outcome: Outcome, own_name: str | None = None) -> str:
+def title(outcome: Outcome) -> str:
     """A sharpness-aware arm as people write it: `SAM rho .02`, with the arm's name where it is another."""
     given = outcome.arguments
-    method, name = str(given["optim"]), own_name or outcome.arm
+    method, name = str(given["optim"]), outcome.arm
     lengths = [f" {radius.name} {short(given[argument])}" for argument, radius in radii().items() if argument in given]
     written = method.upper() + "".join(lengths)
     return written if name == method else f"{name} ({written})"

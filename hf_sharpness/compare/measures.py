@@ -25,7 +25,7 @@ NAMES = {
     "under_noise": "under input noise",
     "on_second_test": "on the second data set",
     "train_loss": "training loss",
-    "generalisation_gap": "generalisation gap",
+    "generalization_gap": "generalisation gap",
     "sharpness": "sharpness at the end",
     "adaptive_sharpness": "adaptive sharpness",
     "gradient_norm": "gradient norm",

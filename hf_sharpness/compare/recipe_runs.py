@@ -251,7 +251,7 @@ class RecipeSubject:
         if self.recipe.data.second_test is not None:
             found["on_second_test"] = score(self._second_dataset(run))
         found.update(measures.flatness(trainer))
-        found["generalisation_gap"] = found["nll"] - found["train_loss"]
+        found["generalization_gap"] = found["nll"] - found["train_loss"]
         return {name: number(value) for name, value in found.items()}
 
     def _second_dataset(self, run: PreparedRun) -> Any:

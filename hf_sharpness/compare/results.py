@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 import math
 import os
@@ -67,11 +66,6 @@ def environment() -> str:
         f"hf_sharpness-{__version__},torch-{torch.__version__},transformers-{transformers.__version__},"
         f"python-{platform.python_version()},{platform.machine()}-{device}"
     )
-
-
-def today() -> str:
-    """The date in UTC."""
-    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
 
 
 def write(folder: Path, plan: Plan, records: Mapping[str, dict[str, Any]], command: str) -> Study | None:

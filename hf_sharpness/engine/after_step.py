@@ -28,12 +28,13 @@ class AfterStep:
         at_once: whether a change that cannot be followed is refused before the step, which waits for the device.
         large: squares of the vector, or of the gradient, may overflow.
         measures: whether ``descend`` is to return the size of its step, which reads all weights.
-        looks: whether to find out if the gradient was multiplied by one number, if it was changed at all. Only on an
-            accelerator, and where weights are not spread over ranks.
-        relies: whether to take it that it was, in a step that measures nothing: the term is left out where it was not.
+        detects_factor: whether to find out if the gradient was multiplied by one number, if it was changed at all.
+            Only on an accelerator, and where weights are not spread over ranks.
+        assumes_factor: whether to take it that it was, in a step that measures nothing: the term is left out where it
+            was not.
 
     Attributes:
-        otherwise: whether it was not, 0-dim, on the device; None in a step that does not look.
+        not_one_factor: whether it was not, 0-dim, on the device; None in a step that does not look.
 
     A non-finite vector makes the gradient non-finite too, so that a GradScaler skips the step.
     """
@@ -50,8 +51,8 @@ class AfterStep:
         at_once: bool = True,
         large: bool = False,
         measures: bool = True,
-        looks: bool = False,
-        relies: bool = False,
+        detects_factor: bool = False,
+        assumes_factor: bool = False,
     ) -> None:
         self.terms = terms
         self.weight = weight
@@ -65,13 +66,13 @@ class AfterStep:
         params = list(terms)
         spread = any(vectors.is_spread(owner) for owner in weights.owners(params))
         self.reads = at_once and not spread
-        self.looks = looks and not at_once and not spread
-        self.relies = relies and self.looks and not measures
+        self.detects_factor = detects_factor and not at_once and not spread
+        self.assumes_factor = assumes_factor and self.detects_factor and not measures
         self.waiting = weights.stepped_together(params)
         self.params: list[nn.Parameter] = []
         self.factor: Tensor | float = 1.0
         self.lost: Tensor | bool = False
-        self.otherwise: Tensor | None = None
+        self.not_one_factor: Tensor | None = None
         self.steps: list[tuple[Tensor, Tensor]] = []
         size = self._norm(list(terms.values()), params)
         gradients = vectors.gradients(params)
@@ -124,19 +125,19 @@ class AfterStep:
         def norm_of(vector: vectors.Vector) -> Tensor:
             return self._norm(vector, self.params)
 
-        if self.relies:
-            self.factor, otherwise = follow_one_factor_(terms, before, now, norm_of, self.factor)
-            self._note(otherwise)
+        if self.assumes_factor:
+            self.factor, not_one_factor = follow_one_factor_(terms, before, now, norm_of, self.factor)
+            self._note(not_one_factor)
             return
         self.factor, lost = follow_(terms, before, now, norm_of, self.factor, limit=LARGEST / unscaled_by)
-        if self.looks:
+        if self.detects_factor:
             self._note(is_no_multiple(before, now, self.factor, norm_of(now)))
         self.lost = lost | self.lost
         if self.at_once and lost:
             raise RuntimeError(CANNOT_FOLLOW)
 
-    def _note(self, otherwise: Tensor) -> None:
-        self.otherwise = otherwise if self.otherwise is None else self.otherwise | otherwise
+    def _note(self, not_one_factor: Tensor) -> None:
+        self.not_one_factor = not_one_factor if self.not_one_factor is None else self.not_one_factor | not_one_factor
 
     def descend(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
         """Add the term.

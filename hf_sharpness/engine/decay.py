@@ -66,7 +66,7 @@ def decay_step(scheduler: Any, total_steps: int) -> int:
 
 
 def to_look_ahead_in(scheduler: Any, known: int | None) -> Any:
-    """The scheduler, or the step known from the training that is resumed, if the scheduler's past is not to be seen."""
+    """``known``, the step that a checkpoint says; the scheduler if that is None, or if it knows its past (LambdaLR)."""
     return scheduler if known is None or type(_unwrapped(scheduler)[0]) is LambdaLR else known
 
 

@@ -20,10 +20,11 @@ LARGEST = 10.0
 """An element that an edit has made more than this many times larger is taken for one that something was added to."""
 
 CANNOT_FOLLOW = (
-    "the gradient was changed between the backward pass and the optimizer's step in a way that the term of "
-    "mode='decoupled' (or 'preconditioned') cannot follow: something was added to it, or its signs or sizes were "
-    "replaced. Clipping, masks, factors and p.grad = None are followed. Use mode='coupled', or change the gradient "
-    "before the first backward pass (what is in p.grad then is added to the method's gradient)"
+    "the gradient was changed between the backward pass and the optimizer's step in a way that what the method adds "
+    "after the step (WSAM does, unless its mode is coupled) cannot follow: something was added to it, or its signs or "
+    "sizes were replaced. Clipping, masks, factors and p.grad = None are followed. Use a method that adds nothing then "
+    "(WSAM's coupled mode), or change the gradient before the first backward pass (what is in p.grad then is added to "
+    "the method's gradient)"
 )
 
 

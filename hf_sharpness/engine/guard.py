@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from .. import vectors
 from ..vectors import Vector
+from .compiled import is_compiled
 from .for_a_while import hooked
 
 SHARE = 0.05
@@ -109,7 +110,7 @@ class Guard:
         return contextlib.nullcontext() if self.repetition is None else self.repetition.first.recorded()
 
     def ended(self) -> bool:
-        """The passes are over: whether nothing is left to check in this step (a gradient was not finite)."""
+        """Whether the step's check is complete: not if it was due and left out, as a gradient was not finite."""
         return self.repetition is None or self.repetition.made
 
 
@@ -131,7 +132,7 @@ class Repetition:
         self.model = model
         self.is_half = is_half
         self.made = False
-        compiled = any("_orig_mod" in module._modules for module in model.modules())
+        compiled = is_compiled(model)
         self.first, self.second = Trace(not compiled), Trace(not compiled)
         self.gradient: Vector | None = None
         self.deviation = self.loss_deviation = self.size = self.loss_size = 0.0

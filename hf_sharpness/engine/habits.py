@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from .compiled import is_compiled
 from .elsewhere import check_left, check_pass, gradient_attributes
 from .for_a_while import hooked
 from .micro_batch import Closure
@@ -78,7 +79,7 @@ class Habits:
         """
         self.idle, self.factors = False, []
         before = gradient_attributes(self.weights.parameters()) if not self.steps_made else {}
-        if (always or _is_power_of_ten(self.steps_made + 1)) and not _is_compiled(self.model):
+        if (always or _is_power_of_ten(self.steps_made + 1)) and not is_compiled(self.model):
             result = self._watched(closure, state, continues)
         else:
             result = self._unwatched(closure)
@@ -139,10 +140,3 @@ class Habits:
 
 def _is_power_of_ten(number: int) -> bool:
     return number >= 1 and str(number).strip("0") == "1"
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    return any(
-        "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
-    )

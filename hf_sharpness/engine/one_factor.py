@@ -16,8 +16,8 @@ from torch import Tensor
 
 LEFT_OUT = (
     "the gradient was changed between the backward pass and the optimizer's step by more than one factor (a mask, "
-    "clipping by value) for the first time after some steps: the term of mode='decoupled' (or 'preconditioned') was "
-    "left out there, in two steps at most, and follows such changes from now on"
+    "clipping by value) for the first time after some steps: what the method adds after the step (WSAM does, unless "
+    "its mode is coupled) was left out there, in two steps at most, and follows such changes from now on"
 )
 
 
@@ -25,40 +25,40 @@ class OneFactor:
     """Remembers what the steps have found. Which steps rely on it does not depend on how fast the device is.
 
     Attributes:
-        was_otherwise: it was not so once: no step relies on it any more, and none needs to look.
+        was_not_one_factor: it was not so once: no step relies on it any more, and none needs to look.
     """
 
     def __init__(self) -> None:
         self.found: deque[tuple[LateFlag, bool]] = deque()
-        self.was_so = False
-        self.was_otherwise = False
+        self.was_one_factor = False
+        self.was_not_one_factor = False
 
     def is_expected(self) -> bool:
         """Whether the coming step relies on it: it was so in all but the last, whose answer may be under way."""
         while len(self.found) > 1:
-            otherwise, relied = self.found.popleft()
-            if otherwise.wait():
-                self.was_otherwise = True
+            not_one_factor, relied = self.found.popleft()
+            if not_one_factor.wait():
+                self.was_not_one_factor = True
                 if relied:
                     warnings.warn(LEFT_OUT, stacklevel=2)
             else:
-                self.was_so = True
-        return self.was_so and not self.was_otherwise
+                self.was_one_factor = True
+        return self.was_one_factor and not self.was_not_one_factor
 
     def end(self) -> None:
         """No step follows: tell of the last ones what is known of them, without waiting for it."""
-        if any(relied and otherwise.is_set for otherwise, relied in self.found):
+        if any(relied and not_one_factor.is_set for not_one_factor, relied in self.found):
             warnings.warn(LEFT_OUT, stacklevel=2)
         self.found.clear()
 
-    def note(self, otherwise: Tensor, relied: bool) -> None:
+    def note(self, not_one_factor: Tensor, relied: bool) -> None:
         """A step has looked.
 
         Args:
-            otherwise: whether it was not so, 0-dim, on the device.
+            not_one_factor: whether it was not so, 0-dim, on the device.
             relied: whether the step's term was left out then.
         """
-        self.found.append((LateFlag(otherwise), relied))
+        self.found.append((LateFlag(not_one_factor), relied))
 
 
 class LateFlag:

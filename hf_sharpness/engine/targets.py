@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from .compiled import plain_name, unwrapped
 from .weights import Weights
 
 NORM, HEAD = "norm", "head"
@@ -112,7 +113,7 @@ def _matching(pattern: str, model: nn.Module, value: str) -> Iterator[nn.Paramet
             yield from head.parameters()
     else:
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            if any(_matches(prefix, pattern) for prefix in _prefixes(_plain(name))):
+            if any(_matches(prefix, pattern) for prefix in _prefixes(plain_name(name))):
                 yield parameter
 
 
@@ -126,9 +127,7 @@ def _normalises(module: nn.Module) -> bool:
 
 def _head(model: Any) -> nn.Module | None:
     """The layer that makes the logits: as the model itself says, else its last linear one."""
-    inner = model
-    while hasattr(inner, "_orig_mod") or type(inner).__name__ == "DistributedDataParallel":
-        inner = getattr(inner, "_orig_mod", None) or inner.module
+    inner = unwrapped(model)
     said = getattr(inner, "get_output_embeddings", None)
     try:
         head = said() if callable(said) else None
@@ -143,7 +142,7 @@ def _check_untied(head: nn.Module, model: nn.Module, value: str) -> None:
     own = {id(p) for p in head.parameters()}
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and id(module.weight) in own:
-            raise ValueError(TIED.format(value=value, name=_plain(name)))
+            raise ValueError(TIED.format(value=value, name=plain_name(name)))
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -157,13 +156,8 @@ def _prefixes(name: str) -> Iterator[str]:
         yield ".".join(parts[:end])
 
 
-def _plain(name: str) -> str:
-    """The name without what DistributedDataParallel and torch.compile put into it."""
-    return ".".join(part for part in name.removeprefix("module.").split(".") if part != "_orig_mod")
-
-
 def _nothing(value: str, pattern: str, model: nn.Module, trained: Collection[int]) -> str:
-    names = (_plain(name) for name, p in model.named_parameters() if id(p) in trained)
+    names = (plain_name(name) for name, p in model.named_parameters() if id(p) in trained)
     modules = dict.fromkeys(name.rpartition(".")[0] or name for name in names)
     shown = ", ".join(repr(name) for name in list(modules)[-3:])
     return (

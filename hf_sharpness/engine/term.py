@@ -146,14 +146,14 @@ class Term:
                 at_once=self.on_cpu(),
                 large=self.large,
                 measures=self.measures,
-                relies=self.one_factor.is_expected(),
-                looks=not self.one_factor.was_otherwise,
+                assumes_factor=self.one_factor.is_expected(),
+                detects_factor=not self.one_factor.was_not_one_factor,
             )
         self.forget()
 
     def _note_factor(self, pending: AfterStep) -> None:
-        if pending.otherwise is not None:
-            self.one_factor.note(pending.otherwise, pending.relies)
+        if pending.not_one_factor is not None:
+            self.one_factor.note(pending.not_one_factor, pending.assumes_factor)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self.pending is not None and self.pending.is_done:  # the step that it was for has failed

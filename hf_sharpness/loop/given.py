@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..engine.optimizers import base_optimizer
+from ..sharing.values import nearest
 
 NO_OPTIMIZER = (
     "{name} is no optimizer and has no {attribute}: call method.backward(closure) in the place of loss.backward(), and "
@@ -42,3 +44,11 @@ def no_attribute(name: str, attribute: str) -> str:
     if hasattr(torch.optim.Optimizer, attribute) or attribute in ("param_groups", "first_step", "second_step"):
         return NO_OPTIMIZER.format(name=name, attribute=attribute)
     return f"{name!r} object has no attribute {attribute!r}"
+
+
+def refuse_unknown(name: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a TypeError that names an argument which is none of the known ones, and the nearest of these."""
+    for argument in given:
+        if argument not in known:
+            remedy = nearest(argument, known) or "remove it"
+            raise TypeError(f"{name}: there is no argument {argument!r}: {remedy.rstrip()}")

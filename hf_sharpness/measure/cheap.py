@@ -48,7 +48,7 @@ def measures(surface: Surface, settings: Settings) -> Iterator[tuple[str, Any]]:
     """
     loss, gradient = surface.gradient()
     yield "gradient_norm", surface.norm(gradient)
-    yield "weights_norm", surface.weights_norm
+    yield "weight_norm", surface.weight_norm
     for name, rhos, adaptive in (
         ("sharpness", settings.rho, False),
         ("adaptive_sharpness", settings.adaptive_rho, True),

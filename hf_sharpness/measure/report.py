@@ -93,7 +93,7 @@ def _heading(results: Mapping[str, Any]) -> str:
     ]
     norms = [
         f"{name} {results[key]:.4g}"
-        for key, name in (("gradient_norm", "||g||"), ("weights_norm", "||w||"))
+        for key, name in (("gradient_norm", "||g||"), ("weight_norm", "||w||"))
         if key in results
     ]
     return "\n".join([*lines, *([f"  {'   '.join(norms)}"] if norms else [])])

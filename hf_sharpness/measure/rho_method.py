@@ -97,7 +97,7 @@ class RhoRange(Method):
                 {
                     "rho": rho,
                     "loss": step.mean_over_ranks(torch.as_tensor(step.metrics["perturbed_loss"])),
-                    "grad_norm": g_s_norm / scale,
+                    "gradient_norm": g_s_norm / scale,
                     "cosine": step.dot(g, g_s) / (norm * g_s_norm),
                 }
             )
@@ -107,7 +107,7 @@ class RhoRange(Method):
             "when": when,
             "adaptive": adaptive,
             "loss": step.mean_over_ranks(torch.as_tensor(step.metrics["loss"])),
-            "grad_norm": norm / scale,
+            "gradient_norm": norm / scale,
             "slope": slope,  # of the loss by rho: the linear prediction of sharpness is rho times it
             "length": length,  # of the perturbation in the units of the weights, by rho
             "radii": radii,

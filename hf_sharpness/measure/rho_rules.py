@@ -59,7 +59,9 @@ def curve(look: dict[str, Any], form: RangeForm) -> Curve:
     rho = np.array([point["rho"] for point in look["radii"]])
     loss = np.array([point["loss"] for point in look["radii"]], dtype=float)
     cosine = np.clip(np.array([point["cosine"] for point in look["radii"]], dtype=float), -1, 1)
-    size = np.array([point["grad_norm"] for point in look["radii"]], dtype=float) / max(look["grad_norm"], 1e-30)
+    size = np.array([point["gradient_norm"] for point in look["radii"]], dtype=float) / max(
+        look["gradient_norm"], 1e-30
+    )
     rise = (loss - look["loss"]) / max(abs(look["loss"]), 1e-30)
     if form.reach != 1.0:  # beyond the grid the last one known
         rise = np.interp(np.log(form.reach * rho), np.log(rho), rise)

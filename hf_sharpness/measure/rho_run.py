@@ -42,8 +42,6 @@ class Wish:
 
 def radii(lowest: float = 1e-4, highest: float = 10.0, points: int = 21) -> tuple[float, ...]:
     """A grid of equal ratios."""
-    if points == 1:
-        return (lowest,)
     step = (math.log10(highest) - math.log10(lowest)) / (points - 1)
     return tuple(float(f"{10 ** (math.log10(lowest) + index * step):.6g}") for index in range(points))
 

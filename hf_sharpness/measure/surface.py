@@ -243,7 +243,7 @@ class Surface:
         return self.memory.pieces[0].device
 
     @property
-    def weights_norm(self) -> float:
+    def weight_norm(self) -> float:
         """||w||."""
         return self.norm(self.saved)
 

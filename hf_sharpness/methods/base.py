@@ -179,7 +179,7 @@ class Method:
 
     @property
     def usual(self) -> dict[str, float]:
-        """What regularises, by name -> its value by default, as the method is set up. By default its ``radii``."""
+        """Default values of what regularises, by name (rho, gamma), for the words on settings that do too little."""
         defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(self)}
         return {name: defaults[name] for name in self.radii if defaults.get(name) is not None}
 

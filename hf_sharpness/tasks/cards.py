@@ -153,8 +153,14 @@ def _training(run: PreparedRun) -> str:
         "seed": str(arguments.seed),
         "device": device,
     }
-    again = "All of it is in `recipe.yaml`. In a copy of this folder, this makes the model again:"
-    command = "```bash\nhf-sharpness train recipe.yaml --output_dir again\n```"
+    repo = getattr(run.trainer, "hub_model_id", None)  # where it is pushed to
+    again = "All of it is in `recipe.yaml`. This makes the model again:"
+    if repo is None:
+        again = (
+            "All of it is in `recipe.yaml`. In a copy of this folder, this makes the model again; look at the recipe "
+            "first, as a file of your own it may name any file and run metric scripts:"
+        )
+    command = f"```bash\nhf-sharpness train {repo or 'recipe.yaml'} --output_dir again\n```"
     return "\n".join([*(f"- {name}: {value}" for name, value in entries.items()), "", again, "", command])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,42 @@ def refuse_other_files(builder: Any, source: str) -> None:
                 raise RecipeError(f"it names {short(str(file))}, which is no file of its own")
 
 
+def refuse_other_images(dataset: Any, columns: Iterable[str], source: str) -> None:
+    """Refuse a column whose cells name files to be read when they are decoded, but for images of the data set itself.
+
+    Its rows may hold an image as bytes, or as the path of one: ``datasets`` would open whatever file that names.
+    """
+    import datasets
+
+    for name in columns:
+        feature = dataset.features[name]
+        if not isinstance(feature, datasets.Image):
+            if _is_decoded(feature):
+                raise RecipeError(f"column '{name}' ({type(feature).__name__}) may name files, which are not read")
+            continue
+        cells = dataset.cast_column(name, datasets.Image(decode=False)).data.column(name)
+        for chunk in cells.chunks:
+            for path in chunk.field("path").filter(chunk.field("bytes").is_null()).to_pylist():
+                if path is not None and not _is_own(path, source):
+                    raise RecipeError(f"it names the image {short(path)}, which is no file of its own")
+
+
+def _is_own(path: str, source: str) -> bool:
+    """Whether a path is that of a file of the data set on the Hub, or of one downloaded or extracted from there."""
+    import datasets
+    from huggingface_hub import constants
+
+    snapshots = os.path.join(constants.HF_HUB_CACHE, f"datasets--{source.replace('/', '--')}", "snapshots", "")
+    folders = (snapshots, os.path.join(datasets.config.DOWNLOADED_DATASETS_PATH, ""))
+    return path.startswith(f"hf://datasets/{source}@") or os.path.normpath(path).startswith(folders)
+
+
+def _is_decoded(feature: Any) -> bool:
+    """Whether there is a feature in this one that opens files when it is read."""
+    inner = feature.values() if isinstance(feature, dict) else [feature.feature] if hasattr(feature, "feature") else []
+    return bool(getattr(feature, "decode", False)) or any(map(_is_decoded, inner))
+
+
 def read_with_datasets(section: DataSection, task: str, hub_only: bool = False) -> Data:
     """Load the splits that `section` names.
 
@@ -48,6 +85,25 @@ def read_with_datasets(section: DataSection, task: str, hub_only: bool = False) 
         RecipeError: `datasets` is missing, the data set cannot be loaded, a split or a column does not exist, or a
             test label never occurs in training.
     """
+    splits = _load(section, hub_only)
+    inputs = _input_columns(section, task)
+    used = inputs if task == "instruction-tuning" else {**inputs, "label_column": section.label_column}
+    chosen: dict[str, Any] = {}
+    for key in ("train_split", "eval_split", "test_split"):
+        if name := getattr(section, key):
+            chosen[key] = _split(splits, section.source, key, name, used)
+            if hub_only:
+                refuse_other_images(chosen[key], used.values(), section.source)
+    if task == "instruction-tuning":
+        examples = {key: _unlabelled(dataset, inputs.values()) for key, dataset in chosen.items()}
+        names: list[str] = []
+    else:
+        examples, names = _classified(chosen, list(inputs.values()), section.label_column)
+    return Data(examples["train_split"], examples.get("eval_split"), examples.get("test_split"), names)
+
+
+def _load(section: DataSection, hub_only: bool) -> Mapping[str, Any]:
+    """All splits of the data set, by name."""
     try:
         from datasets import load_dataset_builder
     except ImportError:
@@ -61,62 +117,57 @@ def read_with_datasets(section: DataSection, task: str, hub_only: bool = False) 
         if hub_only:
             refuse_other_files(builder, section.source)
         builder.download_and_prepare()
-        splits = builder.as_dataset()
+        splits: Mapping[str, Any] = builder.as_dataset()
+        return splits
     except Exception as error:  # the readers raise whatever they like
         raise RecipeError(
             f"data.source '{section.source}' is no built-in source ({', '.join(SOURCES)}) and "
             f"datasets.load_dataset cannot read it: {first_line(error)}"
         ) from error
 
+
+def _input_columns(section: DataSection, task: str) -> dict[str, str]:
+    """The columns that are a model's input (and its answer), by the key that names them."""
     if task == "image-classification":
-        columns = {"image_column": section.image_column}
-    else:
-        columns = {"text_column": section.text_column}
-        if section.text_pair_column is not None:
-            columns["text_pair_column"] = section.text_pair_column
-    labels = {"label_column": section.label_column}
-    if task == "instruction-tuning":
-        columns["response_column"], labels = section.response_column, {}
+        return {"image_column": section.image_column}
+    keys = ["text_column", "text_pair_column", *(["response_column"] if task == "instruction-tuning" else [])]
+    return {key: name for key in keys if (name := getattr(section, key)) is not None}
 
-    def split(key: str, name: str) -> Any:
-        if name not in splits:
-            raise RecipeError(
-                f"data.{key}: '{section.source}' has no split '{name}'{nearest(name, splits)}; "
-                f"it has {', '.join(splits)}"
-            )
-        for column_key, column in {**columns, **labels}.items():
-            if column not in splits[name].column_names:
-                known = splits[name].column_names
-                raise RecipeError(
-                    f"data.{column_key}: '{section.source}' has no column '{column}'{nearest(column, known)}; "
-                    f"it has {', '.join(known)}"
-                )
-        return splits[name]
 
-    train = split("train_split", section.train_split)
-    if task == "instruction-tuning":
-
-        def answered(dataset: Any) -> Examples:
-            return Examples.of(_Columns(dataset, list(columns.values())), np.zeros(len(dataset)))
-
-        return Data(
-            train=answered(train),
-            eval=answered(split("eval_split", section.eval_split)) if section.eval_split else None,
-            test=answered(split("test_split", section.test_split)) if section.test_split else None,
-            label_names=[],
+def _split(splits: Mapping[str, Any], source: str, key: str, name: str, columns: Mapping[str, str]) -> Any:
+    """The split that `data.<key>` names, which has to have these columns."""
+    if name not in splits:
+        raise RecipeError(
+            f"data.{key}: '{source}' has no split '{name}'{nearest(name, splits)}; it has {', '.join(splits)}"
         )
-    feature = train.features[section.label_column]
-    names = getattr(feature, "names", None)  # a ClassLabel
+    known = splits[name].column_names
+    for column_key, column in columns.items():
+        if column not in known:
+            raise RecipeError(
+                f"data.{column_key}: '{source}' has no column '{column}'{nearest(column, known)}; "
+                f"it has {', '.join(known)}"
+            )
+    return splits[name]
+
+
+def _unlabelled(dataset: Any, columns: Iterable[str]) -> Examples:
+    return Examples.of(_Columns(dataset, list(columns)), np.zeros(len(dataset)))
+
+
+def _classified(
+    chosen: Mapping[str, Any], inputs: list[str], label_column: str
+) -> tuple[dict[str, Examples], list[str]]:
+    """Examples with the positions of their labels among the classes, and the names of these."""
+    train = chosen["train_split"]
+    names = getattr(train.features[label_column], "names", None)  # a ClassLabel
     values = (
-        range(len(names))
-        if names
-        else sorted(set(train[section.label_column]), key=lambda value: (str(type(value)), value))
+        range(len(names)) if names else sorted(set(train[label_column]), key=lambda value: (str(type(value)), value))
     )
     ids = {value: position for position, value in enumerate(values)}
-
-    def examples(key: str, dataset: Any) -> Examples:
+    examples: dict[str, Examples] = {}
+    for key, dataset in chosen.items():
         try:
-            labels = np.array([ids[value] for value in dataset[section.label_column]], dtype=np.int64)
+            labels = np.array([ids[value] for value in dataset[label_column]], dtype=np.int64)
         except KeyError as error:
             hint = (
                 "its labels are hidden, choose another split"
@@ -126,11 +177,5 @@ def read_with_datasets(section: DataSection, task: str, hub_only: bool = False) 
             raise RecipeError(
                 f"data.{key}: label {error.args[0]!r} is none of the {len(ids)} classes: {hint}"
             ) from None
-        return Examples.of(_Columns(dataset, list(columns.values())), labels)
-
-    return Data(
-        train=examples("train_split", train),
-        eval=examples("eval_split", split("eval_split", section.eval_split)) if section.eval_split else None,
-        test=examples("test_split", split("test_split", section.test_split)) if section.test_split else None,
-        label_names=list(names) if names else [str(value) for value in ids],
-    )
+        examples[key] = Examples.of(_Columns(dataset, inputs), labels)
+    return examples, list(names) if names else [str(value) for value in ids]

@@ -181,12 +181,18 @@ def load_image_processor(section: ModelSection) -> Any | None:
         ) from error
 
 
+_NOT_SETTINGS = ("name_or_path",)
+"""Entries of a configuration that say where it came from."""
+
+
 def _refuse_unknown_entries(entries: dict[str, Any], config: Any) -> None:
     for key in entries:
-        if not hasattr(config, key):
+        if not hasattr(config, key) or callable(getattr(type(config), key, None)):
             raise RecipeError(
                 f"model.config: unknown entry '{key}' for {type(config).__name__}{nearest(key, config.to_dict())}"
             )
+        if key in _NOT_SETTINGS:
+            raise RecipeError(f"model.config: '{key}' is no setting of a model; leave it out (see model.{key})")
 
 
 _STAGES = ("out_features", "out_indices", "stage_names")

@@ -58,6 +58,8 @@ class Recipe:
     """Whether it is somebody else's: then its model must fit this machine."""
     data_from_hub: bool = False
     """Whether its data may come from the Hub or a built-in source only."""
+    second_test_from_hub: bool = False
+    """The same of `data.second_test`."""
 
     @property
     def name(self) -> str:
@@ -152,8 +154,9 @@ def override(recipe: Recipe, name: str, text: str) -> None:
         mapping[parts[-1]] = candidate
         try:
             setattr(recipe, section_name, build(type(section), entries, f"--{section_name}", ""))
-            if name == "data.source":  # the user's own choice
-                recipe.data_from_hub = False
+            # The user's own choice, of that data set alone.
+            recipe.data_from_hub &= name != "data.source"
+            recipe.second_test_from_hub &= name not in ("data.second_test", "data.second_test.source")
             return
         except RecipeError as error:
             refusals.append(error)
@@ -181,7 +184,8 @@ def second_test(recipe: Recipe) -> Recipe:
         RecipeError: An entry is unknown or not valid.
     """
     entries = {**dataclasses.asdict(recipe.data), **(recipe.data.second_test or {}), "second_test": None}
-    return dataclasses.replace(recipe, data=build(DataSection, entries, "data.second_test", recipe.origin))
+    data = build(DataSection, entries, "data.second_test", recipe.origin)
+    return dataclasses.replace(recipe, data=data, data_from_hub=recipe.second_test_from_hub)
 
 
 def check_training(training: dict[str, Any], arguments_class: type, origin: str) -> None:

@@ -91,7 +91,7 @@ def load_shared_recipe(name: str) -> Recipe:
                 f"{name}: model.{key}: {short(model)} would be the file or folder of this name here: a shared recipe "
                 f"names what lies on the Hub; give --model.{key} ./{model} if you want yours, or start elsewhere"
             )
-    recipe.shared = recipe.data_from_hub = True
+    recipe.shared = recipe.data_from_hub = recipe.second_test_from_hub = True
     return recipe
 
 

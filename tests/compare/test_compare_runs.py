@@ -83,11 +83,11 @@ def test_the_record_of_a_run():
     assert record["test"]["accuracy"] == pytest.approx(np.mean(predictions == labels), abs=1e-6)
     assert record["measures"]["nll"] == pytest.approx(record["test"]["loss"], rel=1e-3)
     assert set(record["measures"]) == {
-        "nll", "calibration_error", "at_8_bits", "at_4_bits", "under_noise", "train_loss", "generalisation_gap",
+        "nll", "calibration_error", "at_8_bits", "at_4_bits", "under_noise", "train_loss", "generalization_gap",
         "sharpness", "adaptive_sharpness", "gradient_norm", "weight_norm",
     }  # fmt: skip
     gap = record["measures"]["nll"] - record["measures"]["train_loss"]
-    assert record["measures"]["generalisation_gap"] == pytest.approx(gap, abs=1e-6)
+    assert record["measures"]["generalization_gap"] == pytest.approx(gap, abs=1e-6)
     assert record["measures"]["sharpness"] > 0
     json.dumps(record, allow_nan=False)
 

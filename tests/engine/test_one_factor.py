@@ -141,12 +141,12 @@ def test_a_gradient_that_was_no_number_before_is_no_edit() -> None:
 
 def test_what_was_found_counts_from_the_step_after_the_next_and_does_not_pile_up() -> None:
     found, relied = OneFactor(), []
-    for otherwise in [False] * 5 + [True] + [False] * 5:
+    for not_one_factor in [False] * 5 + [True] + [False] * 5:
         relied.append(found.is_expected())
-        found.note(torch.tensor(otherwise), relied=False)
+        found.note(torch.tensor(not_one_factor), relied=False)
         assert len(found.found) <= 2
     assert relied == [False] * 2 + [True] * 5 + [False] * 4
-    assert found.was_otherwise
+    assert found.was_not_one_factor
 
 
 def test_once_it_was_otherwise_no_step_looks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def test_a_folder_of_save_pretrained(tmp_path: Path, recipe: Path, dtype: torch.
     assert found["generalization_gap"]["loss"] == test["loss"] - train["loss"]
     assert found["about"]["dtype"] == "float32"
     assert found["about"]["perturbed_parameters"] == found["about"]["parameters"] == model.num_parameters()
-    assert found["weights_norm"] == pytest.approx(
+    assert found["weight_norm"] == pytest.approx(
         float(torch.cat([p.detach().float().flatten() for p in model.parameters()]).double().norm()), rel=1e-5
     )
     small = found["sharpness"][0]

@@ -77,23 +77,31 @@ def test_a_measured_step_is_autograds_and_the_base_optimizers() -> None:
         metric = w.abs() if look["adaptive"] else torch.ones_like(w)
         direction = metric**2 * g / (metric * g).norm()
         assert look["loss"] == pytest.approx(loss, rel=1e-12)
-        assert look["grad_norm"] == pytest.approx(g.norm().item(), rel=1e-10)
+        assert look["gradient_norm"] == pytest.approx(g.norm().item(), rel=1e-10)
         assert look["slope"] == pytest.approx((direction @ g).item(), rel=1e-9)
         assert look["length"] == pytest.approx(direction.norm().item(), rel=1e-9)
         for point in look["radii"]:
             there, g_s = loss_and_gradient(stock, w + point["rho"] * direction, batch)
             assert point["loss"] == pytest.approx(there, rel=1e-9)
-            assert point["grad_norm"] == pytest.approx(g_s.norm().item(), rel=1e-9)
+            assert point["gradient_norm"] == pytest.approx(g_s.norm().item(), rel=1e-9)
             assert point["cosine"] == pytest.approx((g @ g_s / (g.norm() * g_s.norm())).item(), abs=1e-9)
 
 
 def look(rise: Any, cosine: Any = lambda rho: 1.0, size: Any = lambda rho: 1.0 + 10 * rho, **facts: Any) -> Any:
     """A batch with a loss of 2, whose rise, cosine and norm of the gradient are functions of rho."""
     points = [
-        {"rho": rho, "loss": 2 + rise(rho), "grad_norm": 3 * size(rho), "cosine": cosine(rho)}
+        {"rho": rho, "loss": 2 + rise(rho), "gradient_norm": 3 * size(rho), "cosine": cosine(rho)}
         for rho in radii(points=41)
     ]
-    return {"loss": 2.0, "grad_norm": 3.0, "slope": 3.0, "length": 1.0, "weight_norm": 50.0, "radii": points, **facts}
+    return {
+        "loss": 2.0,
+        "gradient_norm": 3.0,
+        "slope": 3.0,
+        "length": 1.0,
+        "weight_norm": 50.0,
+        "radii": points,
+        **facts,
+    }
 
 
 SAM, COUPLED, XSAM = (RangeForm("one"), RangeForm("half as much again", weight=1.5), RangeForm("far", reach=2.0))

@@ -46,7 +46,7 @@ class LeftAlone:
     """Names in holders that are not put back.
 
     A flag guards what is to happen once (a message, an initialisation that depends on data), so it takes more than
-    another value to put it back. See ``FlagsOfAStep``.
+    another value to put it back. See ``Flags``.
     """
 
     def skips(self, holder: Names, name: Any, value: Any, current: Any) -> bool:

@@ -76,7 +76,7 @@ def _differs(hooks: Dict, before: Dict) -> bool:
 
 
 def _put(hooks: Dict, before: Dict) -> set[int]:
-    """Returns the ids of those that are taken off."""
+    """Make the hooks those from before; returns the ids of those that are taken off."""
     gone = {key for key, hook in hooks.items() if key not in before and _is_the_users(hook)}
     for key in gone:
         del hooks[key]

@@ -14,7 +14,7 @@ CUT = (
 
 
 def changed_unseen(watched: Watched, what: str) -> str:
-    """Of a tensor that was not copied.
+    """The warning for a tensor that was changed, and that there is no copy of.
 
     Args:
         watched: the tensor.
