@@ -111,3 +111,7 @@ def _list_recipes() -> int:
     for name, path in recipes.items():
         print(f"{name:<{width}}  {parse_yaml(path.read_text(encoding='utf-8'))['description']}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

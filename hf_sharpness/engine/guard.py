@@ -153,11 +153,15 @@ class Repetition:
             passes.put_gradient(gradient)
             return
         adds = (passes.method.accumulates or passes.part is not None) and not passes.sets_gradients_aside
+        # What the pass itself writes to the weights (decay by hand, dead codes) is to be done once, by the first one.
+        written = vectors.local(passes.trainable) if passes.state.weights_were_set else []
+        before = vectors.clone(written)
         self._compare(passes, gradient, size, adds)
         if adds and self.in_doubt:
             self._compare(passes, gradient, size, False)
             # A difference that goes like this is what closures, or hooks, do with gradients that are there.
             passes.habits.touch_gradients |= not self.in_doubt
+        vectors.copy_(written, before)
         for parameter in passes.trainable:
             parameter.grad = None
         for parameter, kept in passes.bystanders:

@@ -87,6 +87,10 @@ class Habits:
             check_pass(self.weights.parameters(), before)
         return result
 
+    def note_graphs(self, parameters: Iterable[Tensor]) -> None:
+        """After a first pass: with ``backward(create_graph=True)`` autograd adds no gradient in place."""
+        self.touch_gradients |= any(p.grad is not None and p.grad.requires_grad for p in parameters)
+
     def _unwatched(self, closure: Closure) -> Any:
         result = closure()
         if isinstance(result, Tensor) and result.requires_grad and not self.weights.have_gradient():

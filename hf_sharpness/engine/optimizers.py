@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,9 +25,22 @@ def base_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     inner: Any = optimizer
     while (inner := getattr(inner, "optimizer", None)) is not None:
         if isinstance(inner, torch.optim.Optimizer):  # DeepSpeed's wrapper is none
+            _check_wraps(base, inner)
             base = inner
     _complete(base)
     return base
+
+
+def _check_wraps(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> None:
+    """Raise a ValueError if the outer optimizer steps parameters that the one it holds does not have."""
+    groups = getattr(outer, "param_groups", None) or ()
+    known = {id(p) for group in inner.param_groups for p in group["params"]}
+    if not all(id(p) in known for group in groups for p in group["params"]):
+        raise ValueError(
+            f"{type(outer).__name__} holds {type(inner).__name__} in its attribute `optimizer`, as a wrapper does, but "
+            "has parameters that this one has not, so that it is not clear which ones are trained: let param_groups "
+            "hold all parameters, and call the attribute another name"
+        )
 
 
 def _complete(optimizer: torch.optim.Optimizer) -> None:
@@ -34,7 +49,22 @@ def _complete(optimizer: torch.optim.Optimizer) -> None:
     if isinstance(optimizer, torch.optim.Optimizer) and not hasattr(optimizer, "_optimizer_step_post_hooks"):
         if not hasattr(optimizer, "defaults"):
             optimizer.defaults = {}
+        # torch has the class's ``step`` call hooks, which other instances of it do not have: this one's alone shall.
+        own = vars(type(optimizer)).get("step")
         torch.optim.Optimizer.__setstate__(optimizer, {})
+        if own is not None and type(optimizer).step is not own:
+            type(optimizer).step = own  # type: ignore[method-assign]
+            _have_hooks_called(optimizer)
+
+
+def _have_hooks_called(optimizer: Any) -> None:
+    stepped = optimizer.step  # a scheduler may have wrapped it
+
+    @functools.wraps(stepped)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return stepped(*args, **kwargs)
+
+    optimizer.step = types.MethodType(torch.optim.Optimizer.profile_hook_step(step), optimizer)
 
 
 def is_adaptive(optimizer: torch.optim.Optimizer | str) -> bool:

@@ -90,17 +90,17 @@ class Passes(Probes):
         self.held = HeldGradients(moment.tensors for moment in state.before)
         weights.after_pass()
         self.held.take(self.trainable)
+        habits.note_graphs(self.trainable)
         self.after = state.after_first_passes()
         self.term: tuple[Vector, float, bool] | None = None
         self.device = loss.device
         self.counted: Replays  # once the method runs
         self.is_home = False
-        others: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-        others = list({id(p): p for p in [*others, *habits.others(), *state.leaves()]}.values())
-        optimized = {id(p) for p in self.trainable}
         self.rebound = Rebound()
         self.firsts: list[nn.Parameter] = []
-        self.bystanders = [(p, p.grad) for p in others if id(p) not in optimized]
+        optimized = {id(p) for p in self.trainable}
+        gathering = {id(p): p for p in [*model.parameters(), *habits.others(), *state.leaves()] if p.requires_grad}
+        self.bystanders = [(p, p.grad) for key, p in gathering.items() if key not in optimized]
         self._activate()
         self.turn_gradient()
 

@@ -20,7 +20,7 @@ Prepare = Callable[[Any], Any]
 
 NO_STATE_OF_A_PASS = frozenset(
     {"train_dataset", "eval_dataset", "args", "state", "control", "accelerator", "callback_handler", "current_flos"}
-    | {"optimizer", "lr_scheduler", "_prepare_inputs", "training_step"}
+    | {"optimizer", "_prepare_inputs", "training_step"}
     | {"_sharpness_engine", "_sharpness_steps", "_sharpness_averages"}
 )
 """Attributes of a Trainer that passes leave alone, or that are to keep what a further pass makes of them."""

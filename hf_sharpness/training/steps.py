@@ -142,8 +142,6 @@ class Steps:
             self._skip()
             self.calls, differs = [], False
             self.differs = False
-        elif call.inner_calls == 0 and not differs:
-            self.calls.remove(call)  # skipped
         if not call.last:
             self.differs = self.differs or differs
             self.before.call_ended()

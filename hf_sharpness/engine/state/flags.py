@@ -8,6 +8,9 @@ from typing import Any
 
 from .holders import MISSING, Content, Holder, LeftAlone, Names
 
+_MODE = "training"
+"""A module's flag that a pass may leave changed (``model.eval()``): it guards nothing that is to happen once."""
+
 
 class Flags(LeftAlone):
     """Flags (names that hold True or False), as the first passes of a step have changed them.
@@ -50,7 +53,7 @@ class Flags(LeftAlone):
         return flags
 
     def skips(self, holder: Names, name: Any, value: Any, current: Any) -> bool:
-        if not _is_flag(value, current):
+        if not _is_flag(value, current) or (name == _MODE and not self.at_end):
             return False
         key = id(holder.target)
         return name not in self.changed.get(key, ()) if self.at_end else key in self.set_once

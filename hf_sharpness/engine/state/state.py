@@ -20,6 +20,7 @@ from .flags import Flags
 from .generators import Standing, accelerators_of
 from .holders import bytes_of, is_long_and_changed
 from .moment import Moment
+from .on_weights import kept_on
 from .paths import Path, Root
 from .quiet import QuietModules, changed_of
 from .reach import reach
@@ -105,6 +106,7 @@ class State:
         parameters = self.weights.parameters()
         self.trained.begin(self.weights.optimizer.param_groups)
         self.optimized = {id(p) for p in parameters}
+        self.on_weights = kept_on(parameters, self.weights, whole=discover)
         places = [p.data_ptr() for p in parameters if not is_sharded(p)]
         if discover or places != self.places:
             self.quiet.clear()
@@ -123,8 +125,7 @@ class State:
 
     def look_into(self, objects: list[Any]) -> None:
         """State of the coming pass, or of the one under way, is in these as well: parts of its batch."""
-        if objects:
-            self.batch.append(Root("batch", objects))
+        self.batch += [Root("batch", objects)] if objects else []
 
     def take(self, *closures: Callable[[], Tensor]) -> Moment:
         """The moment before a micro-batch's first pass.
@@ -236,8 +237,8 @@ class State:
         """Walk the objects that a pass can reach."""
         self.met = [reference for reference in self.met if reference() is not None]
         met = [Root(type(module).__name__, module) for reference in self.met if (module := reference()) is not None]
-        roots = [*self.roots, *self.of_step, *met]
         changing = None if self.discovers else self.changing
+        roots = [*self.roots, *self.of_step, *met, *self.on_weights]
         found = reach(roots, self.is_weight, self.weights.binds_weights, self.quiet, changing)
         if found.is_cut and not self.is_cut:
             self.is_cut = True

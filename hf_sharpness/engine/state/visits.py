@@ -53,7 +53,7 @@ def visit_of(kind: type) -> str | None:
             return visit
     if is_generator(kind):
         return "generator"
-    if numpy is not None and kind in (numpy.ndarray, numpy.matrix, numpy.recarray, numpy.ma.MaskedArray):
+    if numpy is not None and kind in (numpy.ndarray, numpy.matrix, numpy.recarray, numpy.memmap, numpy.ma.MaskedArray):
         return "array"
     if kind in (Draws, LongDraws) or (package in bounds.OF_ITERATORS and hasattr(kind, "__next__")):
         return "iterator"

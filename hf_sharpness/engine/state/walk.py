@@ -119,11 +119,9 @@ class Walk:
             self.put(contents, path)
 
     def scheduler(self, scheduler: Any, path: Path) -> None:
-        """That of an optimizer which a pass steps is stepped there, too."""
-        own = bounds.attributes_of(scheduler)
-        if not self.has_weight(getattr(own.get("optimizer"), "param_groups", ())):
-            self.instance(scheduler, path)
-            self.put(own.get("scheduler"), path)  # behind Accelerate's
+        """A pass may step it: with an optimizer of its own, or the base optimizer's by mistake."""
+        self.instance(scheduler, path)
+        self.put(bounds.attributes_of(scheduler).get("scheduler"), path)  # behind Accelerate's
 
     def has_weight(self, groups: Iterable[dict[str, Any]]) -> bool:
         """Whether an optimizer with these groups is the base one."""
