@@ -103,6 +103,9 @@ CONFIG = [
         "dtype",
         "id2label",
         "text_config",
+        "save_pretrained",
+        "to_dict",
+        "name_or_path",
     ),
     *("hidden_dropout_prob", "pooler_output_size", "pooler_act", "vocab_size", "problem_type", "text_config"),
 ]

@@ -85,6 +85,8 @@ def test_text_run_leaves_a_usable_folder(tmp_path, bert_folder, reviews, pair):
         ({"tokenizer": "FOLDER", "model_type": "brt"}, ["'brt'", "'bert'"]),
         ({"name_or_path": "FOLDER", "config": {"hidden_sise": 4}}, ["'hidden_sise'", "'hidden_size'"]),
         ({"name_or_path": "FOLDER", "config": {"hidden_size": "x"}}, ["model.config", "hidden_size"]),
+        ({"name_or_path": "FOLDER", "config": {"save_pretrained": "x"}}, ["unknown entry 'save_pretrained'"]),
+        ({"name_or_path": "FOLDER", "config": {"name_or_path": "x"}}, ["'name_or_path' is no setting of a model"]),
     ],
 )
 def test_model_mistakes_are_one_clear_error(tmp_path, bert_folder, reviews, model, words):

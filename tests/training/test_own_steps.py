@@ -121,3 +121,32 @@ def test_a_whole_step_whose_last_micro_batch_is_skipped(spec: Spec, train: Any) 
     run = train(Net().double(), ITEMS, trainer_class=of_ours(LastLeftOut), **arguments)
     expected = by_hand(by_the_others, spec.reference(), steps(2), lr=0.1)
     torch.testing.assert_close(torch.stack(run.weights), torch.stack(expected), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_skipped_micro_batch_of_the_first_step_has_happened(position: int, train: Any) -> None:
+    """What a call that leaves no gradient counts and draws stays, though the step is taken anew."""
+
+    class Filtered:
+        """Draws, counts, and leaves out a micro-batch of the first step."""
+
+        calls = 0
+
+        def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+            noise = torch.randn(())
+            self.calls += 1
+            loss = model(**self._prepare_inputs(inputs))["loss"] * (1 + 0.1 * noise)
+            if self.calls == position + 1:
+                return loss.detach()
+            self.accelerator.backward(loss / 3)
+            return loss.detach() / 3
+
+    options = {**OPTIONS, "gradient_accumulation_steps": 3, "logging_steps": 1}
+    stock_class = type("Stock", (Filtered, transformers.Trainer), {})
+    stock = train(Net().double(), ITEMS, trainer_class=stock_class, stock=True, optim="sgd", **options)
+    arguments = {"optim": "sam", "base_optim": "sgd", "sam_rho": 0.0, **options}
+    ours = train(Net().double(), ITEMS, trainer_class=of_ours(Filtered), **arguments)
+    assert ours.trainer.calls == stock.trainer.calls == 9
+    for mine, theirs in zip(ours.weights, stock.weights, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+    assert ours.series("loss") == pytest.approx(stock.series("loss"), rel=1e-10)
