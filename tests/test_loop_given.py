@@ -89,6 +89,9 @@ def test_what_the_passes_are_planned_with_cannot_be_set(attribute: str, value: A
     assert getattr(method, attribute) == getattr(methods.SAM(), attribute)
     with pytest.raises(AttributeError, match=rf"{attribute}={value} cannot be set once a SAM is made.* make a new one"):
         setattr(method, attribute, value)
+    general = SharpnessAware(methods.SAM(), model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(AttributeError, match=rf"{attribute}={value} cannot be set once a SharpnessAware is made"):
+        setattr(general, attribute, value)
 
 
 def test_a_subclass_may_count_under_the_name_of_a_hyper_parameter() -> None:

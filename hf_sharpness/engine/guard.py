@@ -22,6 +22,10 @@ FLOOR = {torch.float64: 1e-8, torch.float32: 1e-4}
 """By type of the gradient: the relative deviation that rounding may make. Of shorter types: HALF."""
 HALF = 1e-2
 MOST_CALLS = 20_000
+MOVED = (
+    ". Passes write to the weights themselves (decay by hand, say), so that this one began at other weights than the "
+    "first: that may be all of it"
+)
 
 
 class Trace:
@@ -138,6 +142,7 @@ class Repetition:
         self.deviation = self.loss_deviation = self.size = self.loss_size = 0.0
         self.spread = self.loss_spread = 0.0
         self.floor = HALF
+        self.moves_weights = False
 
     def make(self, passes: Any) -> None:
         """Make the pass, before the weights are moved; not with a gradient that is not finite on any rank.
@@ -153,15 +158,14 @@ class Repetition:
             passes.put_gradient(gradient)
             return
         adds = (passes.method.accumulates or passes.part is not None) and not passes.sets_gradients_aside
-        # What the pass itself writes to the weights (decay by hand, dead codes) is to be done once, by the first one.
-        written = vectors.local(passes.trainable) if passes.state.weights_were_set else []
-        before = vectors.clone(written)
-        self._compare(passes, gradient, size, adds)
+        self.moves_weights = passes.state.weights_were_set
+        with _weights_kept(passes):
+            self._compare(passes, gradient, size, adds)
         if adds and self.in_doubt:
-            self._compare(passes, gradient, size, False)
+            with _weights_kept(passes):
+                self._compare(passes, gradient, size, False)
             # A difference that goes like this is what closures, or hooks, do with gradients that are there.
             passes.habits.touch_gradients |= not self.in_doubt
-        vectors.copy_(written, before)
         for parameter in passes.trainable:
             parameter.grad = None
         for parameter, kept in passes.bystanders:
@@ -231,6 +235,7 @@ class Repetition:
             return
         module = self.first.first_difference(self.second, self.floor)
         where = "No module returned anything else: look at the loss itself" if module is None else self._named(module)
+        where += MOVED if self.moves_weights else ""
         message = (
             "a further pass at the same weights does not repeat the first: its gradient differs by "
             f"{self.deviation:.3g} (norm {self.size:.3g}; the perturbation itself changes it by {self.spread:.3g}), "
@@ -250,6 +255,23 @@ class Repetition:
         return (
             f"The first module that returned something else is {name} ({type(module).__name__}), or what it was given"
         )
+
+
+@contextlib.contextmanager
+def _weights_kept(passes: Any) -> Iterator[None]:
+    """Around the pass: what one writes to the weights itself (decay by hand, dead codes) is to be done once."""
+    bound = [] if passes.weights.binds_weights else [(p, p.data) for p in passes.trainable]
+    written = vectors.local(passes.trainable) if passes.state.weights_were_set else []
+    before = vectors.clone(written)
+    try:
+        yield
+    finally:
+        elsewhere = [(parameter, data) for parameter, data in bound if parameter.data_ptr() != data.data_ptr()]
+        for parameter, data in elsewhere:
+            parameter.data = data
+        if elsewhere:
+            passes._follow()
+        vectors.copy_(written, before)
 
 
 def _largest(numbers: list[Tensor], groups: Iterable[Any]) -> list[float]:

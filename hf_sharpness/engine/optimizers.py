@@ -35,7 +35,7 @@ def _check_wraps(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> 
     """Raise a ValueError if the outer optimizer steps parameters that the one it holds does not have."""
     groups = getattr(outer, "param_groups", None) or ()
     known = {id(p) for group in inner.param_groups for p in group["params"]}
-    if not all(id(p) in known for group in groups for p in group["params"]):
+    if not all(id(p) in known for group in groups for p in group["params"] if p.requires_grad):
         raise ValueError(
             f"{type(outer).__name__} holds {type(inner).__name__} in its attribute `optimizer`, as a wrapper does, but "
             "has parameters that this one has not, so that it is not clear which ones are trained: let param_groups "
@@ -50,10 +50,14 @@ def _complete(optimizer: torch.optim.Optimizer) -> None:
         if not hasattr(optimizer, "defaults"):
             optimizer.defaults = {}
         # torch has the class's ``step`` call hooks, which other instances of it do not have: this one's alone shall.
-        own = vars(type(optimizer)).get("step")
+        kind: Any = type(optimizer)
+        own, found = vars(kind).get("step"), kind.step
         torch.optim.Optimizer.__setstate__(optimizer, {})
-        if own is not None and type(optimizer).step is not own:
-            type(optimizer).step = own  # type: ignore[method-assign]
+        if kind.step is not found:
+            if own is None:
+                del kind.step
+            else:
+                kind.step = own
             _have_hooks_called(optimizer)
 
 

@@ -99,8 +99,8 @@ class Passes(Probes):
         self.rebound = Rebound()
         self.firsts: list[nn.Parameter] = []
         optimized = {id(p) for p in self.trainable}
-        gathering = {id(p): p for p in [*model.parameters(), *habits.others(), *state.leaves()] if p.requires_grad}
-        self.bystanders = [(p, p.grad) for key, p in gathering.items() if key not in optimized]
+        others: list[Tensor] = [*(p for p in model.parameters() if p.requires_grad), *habits.others(), *state.leaves()]
+        self.bystanders = [(p, p.grad) for p in {id(p): p for p in others}.values() if id(p) not in optimized]
         self._activate()
         self.turn_gradient()
 

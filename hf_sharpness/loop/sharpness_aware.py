@@ -204,3 +204,6 @@ class SharpnessAware:
             warnings.warn(
                 f"what the method keeps ({names}) starts anew, as the state was not taken over: {reason}", stacklevel=2
             )
+
+
+SharpnessAware.__module__ = HOME

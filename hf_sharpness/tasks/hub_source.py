@@ -62,9 +62,11 @@ def _is_own(path: str, source: str) -> bool:
     import datasets
     from huggingface_hub import constants
 
-    snapshots = os.path.join(constants.HF_HUB_CACHE, f"datasets--{source.replace('/', '--')}", "snapshots", "")
-    folders = (snapshots, os.path.join(datasets.config.DOWNLOADED_DATASETS_PATH, ""))
-    return path.startswith(f"hf://datasets/{source}@") or os.path.normpath(path).startswith(folders)
+    if ".." in path.replace("\\", "/").split("/"):
+        return False
+    snapshots = os.path.join(constants.HF_HUB_CACHE, f"datasets--{source.replace('/', '--')}", "snapshots")
+    folders = tuple(os.path.join(os.path.abspath(f), "") for f in (snapshots, datasets.config.DOWNLOADED_DATASETS_PATH))
+    return path.startswith(f"hf://datasets/{source}@") or os.path.abspath(path).startswith(folders)
 
 
 def _is_decoded(feature: Any) -> bool:

@@ -90,17 +90,14 @@ def test_attributes_of_weights(spec: Spec) -> None:
 
 def test_what_a_library_marks_weights_with_is_left_alone() -> None:
     def marked(model: nn.Module) -> tuple[Any, Callable[[], None]]:
-        for p in model.parameters():
-            p._calls = 0  # type: ignore[attr-defined]
-
         def at_the_end() -> None:
             for p in model.parameters():
-                p._calls += 1
+                p._calls = getattr(p, "_calls", 0) + 1  # type: ignore[attr-defined]
 
         return torch.optim.SGD(model.parameters(), lr=0.1), at_the_end
 
     model_calls = run(marked, Spec("sam", "sam", {"rho": 0.0}), lambda model: [p._calls for p in model.parameters()])
-    assert model_calls[0][0] >= 2
+    assert [calls[0] for calls in model_calls[:-1]] == [2, 4, 6, 8]
 
 
 def scaled(model: nn.Module) -> tuple[Any, Callable[[], None]]:
@@ -164,8 +161,9 @@ def test_a_pass_that_ends_in_evaluation_mode(spec: Spec) -> None:
 
 
 @pytest.mark.checked
+@pytest.mark.parametrize("rebinds", [True, False])
 @pytest.mark.parametrize("early", [True, False])
-def test_the_check_leaves_no_weights_of_its_own(early: bool) -> None:
+def test_the_check_leaves_no_weights_of_its_own(early: bool, rebinds: bool) -> None:
     """A closure that decays weights itself does so once, whether the step is checked or not."""
     runs = []
     for check in ("off", "warn"):
@@ -179,7 +177,10 @@ def test_the_check_leaves_no_weights_of_its_own(early: bool) -> None:
                 def decay() -> None:
                     with torch.no_grad():
                         for p in model.parameters():
-                            p.mul_(0.99)
+                            if rebinds:
+                                p.data = p.data * 0.99
+                            else:
+                                p.mul_(0.99)
 
                 if early:
                     decay()
@@ -237,13 +238,18 @@ class Lookahead(torch.optim.Optimizer):
         self.base.step()
 
 
+class Inheriting(Lookahead):
+    """Has its ``step`` from there."""
+
+
+@pytest.mark.parametrize("kind", [Lookahead, Inheriting])
 @pytest.mark.parametrize("scheduled_before", [True, False])
-def test_other_optimizers_of_the_class_stay_as_they_are(scheduled_before: bool) -> None:
+def test_other_optimizers_of_the_class_stay_as_they_are(scheduled_before: bool, kind: Any) -> None:
     def step(sharp: bool, base: type[torch.optim.Optimizer] | None = None) -> Tensor:
         torch.manual_seed(0)
         model = Net().double()
         sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-        optimizer: Any = Lookahead(sgd) if base is None else sgd
+        optimizer: Any = kind(sgd) if base is None else sgd
         if scheduled_before:
             torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
         method = WSAM(model, optimizer, mode="decoupled") if sharp else None
@@ -260,8 +266,8 @@ def test_other_optimizers_of_the_class_stay_as_they_are(scheduled_before: bool) 
     stock = step(False)
     torch.testing.assert_close(step(True), step(True, torch.optim.SGD), rtol=1e-12, atol=1e-13)
     assert torch.equal(step(False), stock)
-    assert "step" in vars(Lookahead)
-    assert not hasattr(Lookahead.step, "hooked")
+    assert ("step" in vars(kind)) == (kind is Lookahead)
+    assert not hasattr(kind.step, "hooked")
 
 
 class Matrices(torch.optim.SGD):
@@ -277,3 +283,44 @@ def test_one_that_holds_another_for_other_parameters_is_refused() -> None:
     model = Net()
     with pytest.raises(ValueError, match="Matrices holds AdamW in its attribute `optimizer`"):
         SAM(model, Matrices(model.parameters()))
+
+
+class Wrapper(torch.optim.SGD):
+    """Has all parameters in its groups, and the one inside those that are trained."""
+
+    def __init__(self, params: Any) -> None:
+        params = list(params)
+        super().__init__(params, lr=0.1)
+        self.optimizer = torch.optim.SGD([p for p in params if p.requires_grad], lr=0.1)
+
+
+def test_one_that_holds_another_for_those_that_are_trained() -> None:
+    model = Net()
+    next(iter(model.parameters())).requires_grad_(False)
+    assert isinstance(SAM(model, Wrapper(model.parameters())), SAM)
+
+
+@every_method
+def test_a_critic_that_is_trained_for_a_moment(spec: Spec) -> None:
+    """As a GAN has it: its gradient is that of the first pass, though it needs none any more when that ends."""
+
+    def with_critic(model: nn.Module) -> tuple[Any, Callable[[], None]]:
+        critic = model.critic = nn.Linear(3, 1).double()  # type: ignore[assignment]
+        critic.requires_grad_(False)
+        outside = [nn.Linear(3, 1).double().requires_grad_(False)]
+        vars(model)["outside"] = outside
+        optimizer = torch.optim.SGD([p for name, p in model.named_parameters() if "critic" not in name], lr=0.1)
+
+        def at_the_end() -> None:
+            outside[0].requires_grad_(True)
+            outside[0](torch.ones(2, 3, dtype=torch.float64)).square().mean().backward()
+            outside[0].requires_grad_(False)
+
+        return optimizer, at_the_end
+
+    def gradient(model: Any) -> Any:
+        found = model.outside[0].weight.grad.clone()
+        model.outside[0].weight.grad = model.outside[0].bias.grad = None
+        return found
+
+    assert_the_same(run(with_critic, spec, gradient)[:-1], run(with_critic, None, gradient)[:-1])

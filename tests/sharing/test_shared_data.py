@@ -130,6 +130,7 @@ def test_images_that_are_not_the_data_sets_own() -> None:
         "1.png",
         "https://host/1.png",
         "hf://datasets/user/other@0123/1.png",
+        "hf://datasets/user/photos@0123/../../other@0123/1.png",
         f"{constants.HF_HUB_CACHE}/datasets--user--photos/snapshots/../../../../1.png",
         f"{constants.HF_HUB_CACHE}/datasets--user--private/snapshots/0123/1.png",
     ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from .holders import Content, Names
 from .paths import Root
+from .reached import Reached
 
 if TYPE_CHECKING:
     from ..weights import Weights
@@ -15,23 +17,43 @@ if TYPE_CHECKING:
 _PARAMS = frozenset({"params"})
 
 
-def kept_on(parameters: Iterable[nn.Parameter], weights: Weights, whole: bool) -> list[Root]:
+class Attributes(Names):
+    """A weight's attributes, but for what libraries mark it with: names that begin with ``_``."""
+
+    __slots__ = ()
+
+    def changes(self, content: Content) -> list[tuple[Any, Any, Any]]:
+        return [change for change in super().changes(content) if not change[0].startswith("_")]
+
+    def values(self) -> tuple[Any, ...]:
+        """What is kept there."""
+        return tuple(value for name, value in self.target.items() if not name.startswith("_"))
+
+
+class OnWeights:
     """The settings of the base optimizer's groups, and the attributes of the weights that have any.
 
-    What libraries mark weights with (``_is_hf_initialized``) is left alone, and all attributes are where a library
-    binds other tensors to the names of parameters (FSDP2, ZeRO-3).
+    Attributes are left alone where a library binds other tensors to the names of parameters (FSDP2, ZeRO-3).
 
     Args:
         parameters: the weights.
         weights: where they are.
         whole: look at all weights, as a pass may give them the first attribute.
     """
-    found = [Root(f"param group {index}", group, _PARAMS) for index, group in enumerate(weights.optimizer.param_groups)]
-    if weights.binds_weights:
-        return found
-    for index, parameter in enumerate(parameters):
-        own = vars(parameter)
-        private = frozenset(name for name in own if name.startswith("_")) if own else frozenset()
-        if whole or len(private) < len(own):
-            found.append(Root(f"weight {index}", own, private))
-    return found
+
+    def __init__(self, parameters: Iterable[nn.Parameter], weights: Weights, whole: bool) -> None:
+        self.settings = [Names(group, _PARAMS) for group in weights.optimizer.param_groups]
+        attributes = [] if weights.binds_weights else [Attributes(vars(parameter)) for parameter in parameters]
+        self.attributes = [own for own in attributes if whole or (own.target and own.values())]
+
+    def roots(self) -> list[Root]:
+        """Where to look for what the attributes hold."""
+        found = [(index, own.values()) for index, own in enumerate(self.attributes)]
+        return [Root(f"weight {index}", values) for index, values in found if values]
+
+    def add_to(self, reached: Reached) -> None:
+        """Add the names to what a walk has found, and the numbers that are tensors (a learning rate)."""
+        reached.holders += [*self.settings, *self.attributes]
+        for index, holder in enumerate(self.settings):
+            found = [(name, value) for name, value in holder.target.items() if isinstance(value, Tensor)]
+            reached.tensors += [(((None, f"param group {index}"), name), value) for name, value in found]

@@ -20,7 +20,7 @@ from .flags import Flags
 from .generators import Standing, accelerators_of
 from .holders import bytes_of, is_long_and_changed
 from .moment import Moment
-from .on_weights import kept_on
+from .on_weights import OnWeights
 from .paths import Path, Root
 from .quiet import QuietModules, changed_of
 from .reach import reach
@@ -106,7 +106,7 @@ class State:
         parameters = self.weights.parameters()
         self.trained.begin(self.weights.optimizer.param_groups)
         self.optimized = {id(p) for p in parameters}
-        self.on_weights = kept_on(parameters, self.weights, whole=discover)
+        self.on_weights = OnWeights(parameters, self.weights, whole=discover)
         places = [p.data_ptr() for p in parameters if not is_sharded(p)]
         if discover or places != self.places:
             self.quiet.clear()
@@ -238,8 +238,9 @@ class State:
         self.met = [reference for reference in self.met if reference() is not None]
         met = [Root(type(module).__name__, module) for reference in self.met if (module := reference()) is not None]
         changing = None if self.discovers else self.changing
-        roots = [*self.roots, *self.of_step, *met, *self.on_weights]
+        roots = [*self.roots, *self.of_step, *met, *self.on_weights.roots()]
         found = reach(roots, self.is_weight, self.weights.binds_weights, self.quiet, changing)
+        self.on_weights.add_to(found)
         if found.is_cut and not self.is_cut:
             self.is_cut = True
             warnings.warn(CUT, stacklevel=2)
@@ -267,8 +268,6 @@ class State:
             return
         self.written.add(watched.path)
         warnings.warn(changed_unseen(watched, what), stacklevel=2)
-
-    # What passes write.
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
