@@ -159,7 +159,13 @@ def test_a_failed_first_step_is_looked_at_again(model: nn.Module) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:method.backward was called again")
-@pytest.mark.parametrize("options", [{}, {"alpha_points": 3, "refresh": 1, "search": "grid"}], ids=["sam", "xsam"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="sam"),
+        pytest.param({"alpha_points": 3, "refresh": 1, "search": "grid"}, id="xsam", marks=pytest.mark.slow),
+    ],
+)
 def test_a_plain_loops_step(options: dict[str, Any]) -> None:
     """Its first, in which every mode and hook is on at some time: what watches writes, gradients, modules, probes.
 
