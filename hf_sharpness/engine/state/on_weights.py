@@ -33,7 +33,8 @@ class Attributes(Names):
 class OnWeights:
     """The settings of the base optimizer's groups, and the attributes of the weights that have any.
 
-    Attributes are left alone where a library binds other tensors to the names of parameters (FSDP2, ZeRO-3).
+    Attributes are left alone where a library keeps its own there: where it binds other tensors to the names of parameters
+    (FSDP2, ZeRO-3), or has gradients elsewhere than in p.grad (DeepSpeed).
 
     Args:
         parameters: the weights.
@@ -43,7 +44,8 @@ class OnWeights:
 
     def __init__(self, parameters: Iterable[nn.Parameter], weights: Weights, whole: bool) -> None:
         self.settings = [Names(group, _PARAMS) for group in weights.optimizer.param_groups]
-        attributes = [] if weights.binds_weights else [Attributes(vars(parameter)) for parameter in parameters]
+        are_librarys = weights.binds_weights or not weights.gradients_are_visible
+        attributes = [] if are_librarys else [Attributes(vars(parameter)) for parameter in parameters]
         self.attributes = [own for own in attributes if whole or (own.target and own.values())]
 
     def roots(self) -> list[Root]:
