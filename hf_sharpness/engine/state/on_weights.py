@@ -33,7 +33,7 @@ class Attributes(Names):
 class OnWeights:
     """The settings of the base optimizer's groups, and the attributes of the weights that have any.
 
-    Attributes are left alone where a library keeps its own there: where it binds other tensors to the names of parameters
+    Attributes are left alone where a library keeps its own there: it binds other tensors to the names of parameters
     (FSDP2, ZeRO-3), or has gradients elsewhere than in p.grad (DeepSpeed).
 
     Args:
