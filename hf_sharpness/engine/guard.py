@@ -159,11 +159,9 @@ class Repetition:
             return
         adds = (passes.method.accumulates or passes.part is not None) and not passes.sets_gradients_aside
         self.moves_weights = passes.state.weights_were_set
-        with _weights_kept(passes):
-            self._compare(passes, gradient, size, adds)
+        self._compare(passes, gradient, size, adds)
         if adds and self.in_doubt:
-            with _weights_kept(passes):
-                self._compare(passes, gradient, size, False)
+            self._compare(passes, gradient, size, False)
             # A difference that goes like this is what closures, or hooks, do with gradients that are there.
             passes.habits.touch_gradients |= not self.in_doubt
         for parameter in passes.trainable:
@@ -190,7 +188,7 @@ class Repetition:
             passes.turn_gradient()
         passes.weights.before_replay()
         self.second.calls.clear()
-        with self.second.recorded():
+        with self.second.recorded(), _weights_kept(passes):
             loss = passes._pass(passes.scope.reduces_ascent)
         passes.weights.after_pass()
         passes.turn_gradient()

@@ -34,6 +34,8 @@ def base_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 def _check_wraps(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> None:
     """Raise a ValueError if the outer optimizer steps parameters that the one it holds does not have."""
     groups = getattr(outer, "param_groups", None) or ()
+    if groups is inner.param_groups:  # Accelerate's, asked in every step
+        return
     known = {id(p) for group in inner.param_groups for p in group["params"]}
     if not all(id(p) in known for group in groups for p in group["params"] if p.requires_grad):
         raise ValueError(

@@ -43,6 +43,16 @@ def refuse_other_images(dataset: Any, columns: Iterable[str], source: str) -> No
     Its rows may hold an image as bytes, or as the path of one: ``datasets`` would open whatever file that names.
     """
     import datasets
+    from huggingface_hub import constants
+
+    snapshots = os.path.join(constants.HF_HUB_CACHE, f"datasets--{source.replace('/', '--')}", "snapshots")
+    folders = tuple(os.path.join(os.path.abspath(f), "") for f in (snapshots, datasets.config.DOWNLOADED_DATASETS_PATH))
+
+    def is_own(path: str) -> bool:
+        """It is a file of the data set on the Hub, or one downloaded or extracted from there."""
+        if ".." in path.replace("\\", "/").split("/"):
+            return False
+        return path.startswith(f"hf://datasets/{source}@") or os.path.abspath(path).startswith(folders)
 
     for name in columns:
         feature = dataset.features[name]
@@ -53,20 +63,8 @@ def refuse_other_images(dataset: Any, columns: Iterable[str], source: str) -> No
         cells = dataset.cast_column(name, datasets.Image(decode=False)).data.column(name)
         for chunk in cells.chunks:
             for path in chunk.field("path").filter(chunk.field("bytes").is_null()).to_pylist():
-                if path is not None and not _is_own(path, source):
+                if path is not None and not is_own(path):
                     raise RecipeError(f"it names the image {short(path)}, which is no file of its own")
-
-
-def _is_own(path: str, source: str) -> bool:
-    """Whether a path is that of a file of the data set on the Hub, or of one downloaded or extracted from there."""
-    import datasets
-    from huggingface_hub import constants
-
-    if ".." in path.replace("\\", "/").split("/"):
-        return False
-    snapshots = os.path.join(constants.HF_HUB_CACHE, f"datasets--{source.replace('/', '--')}", "snapshots")
-    folders = tuple(os.path.join(os.path.abspath(f), "") for f in (snapshots, datasets.config.DOWNLOADED_DATASETS_PATH))
-    return path.startswith(f"hf://datasets/{source}@") or os.path.abspath(path).startswith(folders)
 
 
 def _is_decoded(feature: Any) -> bool:

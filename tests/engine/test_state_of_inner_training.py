@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -136,9 +137,15 @@ def test_a_teacher_within_a_wrapper(wrapper: str) -> None:
     check(lambda: Teacher(WRAPPERS[wrapper]))
 
 
+def mapped() -> Any:
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, float, shape=(2, 2))
+
+
 ARRAYS: dict[str, Callable[[], Any]] = {
     "plain": lambda: np.ones((2, 2)),
     "matrix": lambda: np.ones((2, 2)).view(np.matrix),
+    "mapped": mapped,
     "masked": lambda: np.ma.MaskedArray(np.ones((2, 2)), mask=np.eye(2) > 2),
 }
 

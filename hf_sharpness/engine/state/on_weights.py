@@ -23,11 +23,15 @@ class Attributes(Names):
     __slots__ = ()
 
     def changes(self, content: Content) -> list[tuple[Any, Any, Any]]:
-        return [change for change in super().changes(content) if not change[0].startswith("_")]
+        return [change for change in super().changes(content) if _is_the_users(change[0])]
 
     def values(self) -> tuple[Any, ...]:
         """What is kept there."""
-        return tuple(value for name, value in self.target.items() if not name.startswith("_"))
+        return tuple(value for name, value in self.target.items() if _is_the_users(name))
+
+
+def _is_the_users(name: str) -> bool:
+    return not name.startswith("_")
 
 
 class OnWeights:
@@ -45,8 +49,8 @@ class OnWeights:
     def __init__(self, parameters: Iterable[nn.Parameter], weights: Weights, whole: bool) -> None:
         self.settings = [Names(group, _PARAMS) for group in weights.optimizer.param_groups]
         are_librarys = weights.binds_weights or not weights.gradients_are_visible
-        attributes = [] if are_librarys else [Attributes(vars(parameter)) for parameter in parameters]
-        self.attributes = [own for own in attributes if whole or (own.target and own.values())]
+        attributes = () if are_librarys else map(vars, parameters)
+        self.attributes = [Attributes(own) for own in attributes if whole or any(map(_is_the_users, own))]
 
     def roots(self) -> list[Root]:
         """Where to look for what the attributes hold."""

@@ -125,7 +125,8 @@ class State:
 
     def look_into(self, objects: list[Any]) -> None:
         """State of the coming pass, or of the one under way, is in these as well: parts of its batch."""
-        self.batch += [Root("batch", objects)] if objects else []
+        if objects:
+            self.batch.append(Root("batch", objects))
 
     def take(self, *closures: Callable[[], Tensor]) -> Moment:
         """The moment before a micro-batch's first pass.

@@ -22,7 +22,6 @@ from .services import holders_of, holds_locks_alone
 from .visits import is_looked_into, visit_of
 
 _OF_A_MODULE = frozenset(vars(nn.Module()))
-_NOT_OF_A_SCHEDULER = frozenset({"optimizer", "lr_lambdas"})
 _OF_AN_OPTIMIZER = frozenset(vars(torch.optim.SGD([torch.zeros(1)], lr=0.1))) | {"step", "zero_grad"}
 
 
@@ -120,8 +119,9 @@ class Walk:
             self.put(contents, path)
 
     def scheduler(self, scheduler: Any, path: Path) -> None:
-        """A pass may step it: with an optimizer of its own, or the base optimizer's by mistake."""
-        self.skips[id(scheduler)] = _NOT_OF_A_SCHEDULER
+        """A pass may step it. The base optimizer's functions of the step may refer to all of the training."""
+        if self.has_weight(getattr(bounds.attributes_of(scheduler).get("optimizer"), "param_groups", ())):
+            self.skips[id(scheduler)] = frozenset({"optimizer", "lr_lambdas"})
         self.instance(scheduler, path)
         self.put(bounds.attributes_of(scheduler).get("scheduler"), path)  # behind Accelerate's
 
