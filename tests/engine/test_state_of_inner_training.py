@@ -139,7 +139,9 @@ def test_a_teacher_within_a_wrapper(wrapper: str) -> None:
 
 def mapped() -> Any:
     with tempfile.TemporaryFile() as file:
-        return np.memmap(file, float, shape=(2, 2))
+        array = np.memmap(file, float, shape=(2, 2))
+    array[...] = 1.0
+    return array
 
 
 ARRAYS: dict[str, Callable[[], Any]] = {
