@@ -24,6 +24,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = os.path.join(os.environ["TMPDIR"], "hf-home")
 
 import torch
+from by_default import USUALLY, mark_slow
 from models import Batch, accumulate, collate
 from oldest import options_for_momentum
 from reference import flat
@@ -32,6 +33,15 @@ from torch.utils.data import SequentialSampler
 
 tempfile.tempdir = os.environ["TMPDIR"]
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", USUALLY)
+
+
+@pytest.hookimpl(tryfirst=True)  # before those that are slow are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark_slow(items)
 
 
 def pytest_unconfigure() -> None:

@@ -38,6 +38,7 @@ def expected(model: nn.Module, spec: Spec, base: Base, steps: Any = STEPS, **opt
     return torch.stack([record.weights for record in records])
 
 
+@pytest.mark.usually("adamw|^(sam|wsam-decoupled|xsam)-sgd-momentum")
 @pytest.mark.parametrize("base", BASES, ids=str)
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_every_method_on_every_base(spec: Spec, base: Base, plain: Any) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from .. import vectors
 from ..vectors import Vector
 from .overlap import Memory
+from .parallel import largest_over_ranks
 from .rounding import Noise
 from .weights import Weights
 
@@ -65,10 +66,7 @@ class Directions:
             seed = torch.initial_seed() % 2**62
             groups = self.weights.rank_groups()
             if self.together and groups:
-                agreed = torch.tensor(seed, device=device)
-                for group in groups:
-                    torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MAX, group=group)
-                seed = int(agreed)
+                seed = int(largest_over_ranks(torch.tensor(seed, device=device), groups))
             elif groups:
                 seed = (seed + torch.distributed.get_rank() * 0x9E3779B97F4A7C15) % 2**62
             self.seed = seed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from .. import vectors
 from ..vectors import Vector
 from .compiled import is_compiled
 from .for_a_while import hooked
+from .parallel import largest_over_ranks
 
 SHARE = 0.05
 """A deviation above this share of what the perturbation itself changes spoils the update."""
@@ -272,9 +273,6 @@ def _weights_kept(passes: Any) -> Iterator[None]:
         vectors.copy_(written, before)
 
 
-def _largest(numbers: list[Tensor], groups: Iterable[Any]) -> list[float]:
+def _largest(numbers: list[Tensor], groups: list[Any]) -> list[float]:
     """The numbers on the host, each the largest of all ranks."""
-    values = torch.stack([number.detach().float() for number in numbers])
-    for group in groups:
-        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX, group=group)
-    return values.tolist()
+    return largest_over_ranks(torch.stack([number.detach().float() for number in numbers]), groups).tolist()

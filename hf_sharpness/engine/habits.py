@@ -16,6 +16,7 @@ from .for_a_while import hooked
 from .micro_batch import Closure
 from .parallel import sharded_modules
 from .state import State
+from .state.checked_steps import is_power_of_ten
 from .watch import Watch, leaves_of
 from .weights import Weights
 
@@ -79,7 +80,7 @@ class Habits:
         """
         self.idle, self.factors = False, []
         before = gradient_attributes(self.weights.parameters()) if not self.steps_made else {}
-        if (always or _is_power_of_ten(self.steps_made + 1)) and not is_compiled(self.model):
+        if (always or is_power_of_ten(self.steps_made + 1)) and not is_compiled(self.model):
             result = self._watched(closure, state, continues)
         else:
             result = self._unwatched(closure)
@@ -140,7 +141,3 @@ class Habits:
         alive = [(reference, reference()) for reference in self.foreign]
         self.foreign = [reference for reference, tensor in alive if tensor is not None]
         return [tensor for _, tensor in alive if tensor is not None]
-
-
-def _is_power_of_ten(number: int) -> bool:
-    return number >= 1 and str(number).strip("0") == "1"

@@ -109,14 +109,16 @@ def mean_over_ranks(values: Tensor, groups: list[Any]) -> Tensor:
     return values
 
 
+def largest_over_ranks(values: Tensor, groups: list[Any]) -> Tensor:
+    """Element by element the largest on any rank of the process groups; overwrites the values."""
+    for group in groups:
+        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX, group=group)
+    return values
+
+
 def any_rank(flag: bool, groups: list[Any], device: torch.device) -> bool:
     """Whether the flag is set on any rank of the process groups."""
-    if not groups:
-        return flag
-    flags = torch.tensor(float(flag), device=device)
-    for group in groups:
-        torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX, group=group)
-    return bool(flags)
+    return bool(largest_over_ranks(torch.tensor(float(flag), device=device), groups)) if groups else flag
 
 
 def is_tensor_parallel(model: nn.Module, parameters: Iterable[Tensor]) -> bool:

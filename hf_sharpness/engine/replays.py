@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..methods import Method, Step
+from .parallel import largest_over_ranks
 
 
 class Replays:
@@ -74,8 +75,5 @@ class Replays:
 def _alike(number: int, groups: list[Any], device: torch.device) -> bool:
     if not groups:
         return True
-    extremes = torch.tensor([number, -number], device=device)
-    for group in groups:
-        torch.distributed.all_reduce(extremes, op=torch.distributed.ReduceOp.MAX, group=group)
-    largest, smallest = extremes.tolist()
-    return largest == -smallest
+    largest, negated_smallest = largest_over_ranks(torch.tensor([number, -number], device=device), groups).tolist()
+    return largest == -negated_smallest

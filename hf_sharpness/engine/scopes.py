@@ -13,7 +13,13 @@ from .. import vectors
 from ..methods import METHODS, Method
 from .buckets import average_over_ranks_
 from .comm_hooks import HookMemory, hook_states
-from .parallel import data_parallel_module, gradients_unreduced, sharded_modules, shards_reduced
+from .parallel import (
+    data_parallel_module,
+    gradients_unreduced,
+    largest_over_ranks,
+    sharded_modules,
+    shards_reduced,
+)
 
 IN_JOIN = (
     "within torch.distributed.algorithms.Join, whose ranks that have run out of data answer DDP's own communication "
@@ -161,7 +167,7 @@ class Scope:
         """Those of the parameters for which ``present`` is true on some rank of the DDP model."""
         assert self.data_parallel is not None
         found = torch.tensor([present(p) for p in params], dtype=torch.int32, device=params[0].device)
-        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX, group=self.data_parallel.process_group)
+        largest_over_ranks(found, [self.data_parallel.process_group])
         return [p for p, by_any in zip(params, found.tolist(), strict=True) if by_any]
 
     def average(self, params: list[nn.Parameter], terms: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:

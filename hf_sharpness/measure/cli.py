@@ -19,7 +19,7 @@ from ..tasks.errors import RecipeError
 from ..tasks.flags import split_dotted
 from ..tasks.terminal import quiet
 from ..tasks.threads import one_thread_for_small_models
-from . import report
+from . import json_files, report
 from .cheap import ADAPTIVE_RHO, RHO, WORST_RHO, Settings, measures, relative
 from .errors import MeasureError
 from .on_request import PICTURES, hessian, pictures
@@ -108,6 +108,7 @@ def _measure(arguments: list[str]) -> int:
         raise RecipeError(f"--picture_rho {given.picture_rho}: must be positive")
     settings = Settings(given.rho, given.adaptive_rho, given.worst_rho, given.worst_steps)
     folder = Path(given.output_dir or Path("measurements") / (Path(given.model).resolve().name or "model"))
+    path = folder / "measure.json"
     quiet()
     subject = load_subject(
         given.model, given.data, changes, getattr(torch, given.dtype), given.device, given.batch_size
@@ -123,11 +124,11 @@ def _measure(arguments: list[str]) -> int:
                     draw(picture, value, f"{given.model} on {subject.recipe.data.source}", folder / f"{picture}.png")
                 else:
                     results[name] = value
-                report.write(results, folder)
+                json_files.write(results, path)
         except KeyboardInterrupt:
             results["interrupted"] = True
             status = INTERRUPTED
-    path = report.write(results, folder)
+    json_files.write(results, path)
     drawn = ", ".join(f"{name}.png" for name in results.get("pictures", {}))
     print(report.table(results))
     print(

@@ -1,32 +1,9 @@
-"""What was measured, as a table for people and as JSON for programs."""
+"""What was measured, as a table for people."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-FILE = "measure.json"
-
-
-def write(results: Mapping[str, Any], folder: Path) -> Path:
-    """Write `measure.json` into the folder, whole or not at all; what is no finite number becomes null."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILE
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(_finite(results), indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
-    return path
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    return [_finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from ..tasks.flags import apply_flags, load_named
 from ..tasks.prepare import prepare
 from ..tasks.terminal import quiet
 from ..tasks.threads import one_thread_for_small_models
-from . import rho_picture, rho_report
+from . import json_files, rho_picture, rho_report
 from .rho_probe import WISH
 from .rho_run import CannotMeasure, Wish, radii, range_test
 
@@ -114,9 +114,8 @@ def _rho(arguments: list[str]) -> int:
     else:
         name, record = _of_recipe(recipe, rest, wish)
     folder = Path(given.output_dir or Path("ranges") / name)
-    folder.mkdir(parents=True, exist_ok=True)
     record = rho_report.judged({"name": name, **record})
-    rho_report.write_json(record, folder / "rho.json")
+    json_files.write(record, folder / "rho.json")
     print(rho_report.text(record))
     picture = rho_picture.draw(record, folder / "rho.png")
     print(f"\nwritten to {folder / 'rho.json'} and {picture}")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,19 +59,6 @@ def ranges(record: dict[str, Any]) -> list[Range]:
     """The ranges of a judged record."""
     names = [field.name for field in dataclasses.fields(Range)]
     return [Range(**{name: entry[name] for name in names}) for entry in record["ranges"]]
-
-
-def write_json(record: dict[str, Any], path: Path) -> None:
-    """Write the record; what is not finite becomes null."""
-    path.write_text(json.dumps(_finite(record), indent=1) + "\n", encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def text(record: dict[str, Any]) -> str:

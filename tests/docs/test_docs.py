@@ -81,6 +81,7 @@ def snippets() -> list[Any]:
     return parts
 
 
+@pytest.mark.usually("getting-started|pytorch|accelerate")
 @pytest.mark.parametrize(("page", "code", "needed"), snippets())
 def test_the_snippets_of_a_page_run_one_after_the_other(
     page: Path, code: list[str], needed: tuple[str, ...], furnished: Path, request: pytest.FixtureRequest
@@ -126,6 +127,7 @@ COMMANDS = list(
 )
 
 
+@pytest.mark.usually(r"train.py --optim wsam$|--help-all|measure outputs/mine$|recipe")
 @pytest.mark.parametrize(
     "command",
     [pytest.param(c, id=c, marks=[pytest.mark.slow] if any(word in c for word in SLOW) else []) for c in COMMANDS],

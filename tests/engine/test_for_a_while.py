@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from interrupts import TORCHS, interrupted_everywhere
-from torch import nn
+from torch import nn, overrides
 from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode
 from torch.utils import _python_dispatch
@@ -66,8 +66,11 @@ def test_an_attribute_is_put_back() -> None:
     assert not vars(one)
 
 
-@pytest.mark.parametrize(("kind", "on"), [(Sees, modes_on), (Dispatches, dispatch_modes)], ids=["function", "dispatch"])
-def test_a_mode_leaves_from_anywhere(kind: type, on: Callable[[], list]) -> None:
+KINDS = [(Sees, modes_on, overrides), (Dispatches, dispatch_modes, _python_dispatch)]
+
+
+@pytest.mark.parametrize(("kind", "on", "torchs"), KINDS, ids=["function", "dispatch"])
+def test_a_mode_leaves_from_anywhere(kind: type, on: Callable[[], list], torchs: Any) -> None:
     modes = [kind() for _ in range(3)]
     with modes[0], modes[1]:
         with modes[2]:
@@ -79,10 +82,10 @@ def test_a_mode_leaves_from_anywhere(kind: type, on: Callable[[], list]) -> None
             assert on() == [modes[0], modes[2]]
             leave(modes[0])
             assert on() == [modes[2]]
-            modes[0].__enter__()
+            torchs._push_mode(modes[0])
             leave(modes[2])
-            modes[2].__enter__()
-        modes[1].__enter__()
+            torchs._push_mode(modes[2])
+        torchs._push_mode(modes[1])
     assert not on()
 
 

@@ -177,6 +177,7 @@ def test_a_recipe(example: Example, registered: Register, tmp_path: Path) -> Non
     assert sum("ascent_grad_norm" in entry for entry in history) == (3 if example.folder == "looksam" else 8)
 
 
+@pytest.mark.usually("gsam")
 @by_example
 def test_an_installed_package_brings_its_flags(
     example: Example, installed: Any, registered: Register, train: Any, tmp_path: Path

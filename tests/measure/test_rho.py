@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from models import Net, classification, steps_of
@@ -24,7 +23,7 @@ from hf_sharpness.methods import METHODS, Method, RangeForm, register
 from hf_sharpness.methods.registry import unregister
 
 pytest.importorskip("pydantic")
-from hf_sharpness.measure import rho_cli, rho_report, rho_rules
+from hf_sharpness.measure import rho_cli, rho_rules
 from hf_sharpness.measure.rho_run import CannotMeasure, Wish, plan_of, radii, range_test
 
 RADII = (0.01, 0.1, 1.0)
@@ -266,8 +265,3 @@ def test_the_command_on_a_script(tmp_path: Path) -> None:
     refused = subprocess.run([*command[:4], "--script", str(script)], cwd=tmp_path, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "the training has 8: use fewer --batches" in refused.stderr
-
-
-def test_what_is_not_finite_is_null_in_the_file(tmp_path: Path) -> None:
-    rho_report.write_json({"a": [math.nan, 1.0], "b": {"c": np.inf}}, tmp_path / "x.json")
-    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.0], "b": {"c": None}}

@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ranks]:
+def ranks(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Callable[[str], Ranks]:
     """`ranks("cases_ddp")` launches that module's cases on two ranks, once in a test session."""
     own = tmp_path_factory.getbasetemp()
     shared: Path = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
@@ -57,7 +57,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ranks]:
 
     def get(module: str) -> Ranks:
         if module not in done:
-            done[module] = launch(module, shared / "ranks")
+            done[module] = launch(module, shared / "ranks", pytestconfig.option.markexpr != "not slow")
         return done[module]
 
     return get

@@ -93,13 +93,16 @@ class Failure:
         self.text = text
 
 
-def launch(module: str, shared: Path, world: int = 2, timeout: float = 480) -> Ranks:
-    """Run all cases of `module` on `world` ranks, or take what another process of this test session already ran."""
+def launch(module: str, shared: Path, everything: bool, world: int = 2, timeout: float = 480) -> Ranks:
+    """Run the cases of `module` on `world` ranks, or take what another process of this test session already ran.
+
+    Unless it is to be `everything`, two methods stand for all, as in the tests that run by default.
+    """
     directory = shared / module
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (directory / "log").exists():
-            command = torchrun(world, str(HERE / "worker.py"), module, str(directory))
+            command = torchrun(world, str(HERE / "worker.py"), module, str(directory), str(everything))
             run_bounded(command, timeout, directory / "log", env=environment(), cwd=directory)
     return Ranks(directory, world)

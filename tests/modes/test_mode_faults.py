@@ -76,6 +76,7 @@ def run_with(train: Any, spec: Spec, accumulation: int, bomb: Bomb, model: nn.Mo
     )
 
 
+@pytest.mark.usually("wsam-decoupled-3|xsam-1")
 @accumulations
 @by_method
 @pytest.mark.shows(mode="Exception or interrupt in any callback, Trainer", result="clean")

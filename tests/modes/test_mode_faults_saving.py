@@ -63,6 +63,7 @@ def run_saving(train: Any, spec: Spec, saving: Saving, **options: Any) -> Any:
     return train(Net(), ITEMS[:32], trainer_class=Hooked, **arguments, **options)
 
 
+@pytest.mark.usually("^wsam-decoupled-checkpoint|^xsam-k3-save_model")
 @pytest.mark.parametrize("how", ["save_model", "checkpoint"])
 @pytest.mark.parametrize("spec", [*METHODS, *DEEP], ids=str)
 @pytest.mark.shows(

@@ -76,7 +76,7 @@ def test_nothing_grows(spec: Spec, train: Any) -> None:
 
 @pytest.fixture(scope="module")
 def soaked(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    return launch("cases_soak", tmp_path_factory.mktemp("soak"), timeout=1500)
+    return launch("cases_soak", tmp_path_factory.mktemp("soak"), everything=True, timeout=1500)
 
 
 @pytest.mark.parametrize(("scope", "spec"), [(s.settings["scope"], s) for s in SCOPED], ids=str)

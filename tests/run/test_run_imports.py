@@ -29,6 +29,7 @@ FIRST = [
 ]
 
 
+@pytest.mark.usually("^$")
 @pytest.mark.parametrize("first", FIRST)
 def test_import_order(first: str, process: Process, tmp_path: Path) -> None:
     done = process(*RUN, SCRIPTS / "imports.py", first, "hf_sharpness.", tmp_path / "home")

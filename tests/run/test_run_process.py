@@ -31,6 +31,7 @@ def test_like_python(ending: str, run: tuple[str, ...], process: Process) -> Non
     assert "[]\n" in plain.log, "nothing heavy may be imported before the script does"
 
 
+@pytest.mark.usually("safe|link")
 @pytest.mark.parametrize("start", ["relative", "link", "folder link", "dot", "safe"])
 def test_paths(start: str, process: Process, tmp_path: Path) -> None:
     (tmp_path / "link.py").symlink_to(SCRIPTS / "probe.py")
@@ -44,6 +45,7 @@ def test_paths(start: str, process: Process, tmp_path: Path) -> None:
     assert (ours.status, ours.log) == (plain.status, plain.log)
 
 
+@pytest.mark.usually("hf-sharpness")
 @pytest.mark.parametrize("name", ["probe", "package", "package.inner"])
 def test_module(name: str, run: tuple[str, ...], process: Process, tmp_path: Path) -> None:
     """`-m module`, with relative imports in a package."""

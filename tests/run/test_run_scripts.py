@@ -114,6 +114,7 @@ SCRIPTS = (
 )
 
 
+@pytest.mark.usually("language_modeling|classification")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_script(script: str, assets: Path, launch: Launch) -> None:
     """With a stock optimizer all is bit for bit the plain script's; with wsam it runs, logs sharpness, and differs."""

@@ -105,6 +105,7 @@ def failing(number: int, place: str, error: BaseException) -> Net:
     return Net(lambda: Saboteur(**{f"on_{place}": hook}))
 
 
+@pytest.mark.usually("^(sam|wsam-decoupled|xsam-k3)-3")
 @pytest.mark.parametrize("place", ["forward", "backward"])
 @every_accumulation
 @every_method

@@ -11,6 +11,7 @@ from reference import BASES, SPECS, Base, Spec, by_name, token_losses
 from trainer_updates import SCHEDULE, assert_same, counting_targets, every_method, reference
 
 
+@pytest.mark.usually("adamw|^(sam|wsam-decoupled|xsam)-sgd-momentum")
 @pytest.mark.parametrize("base", BASES, ids=str)
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_every_method_on_every_base(spec: Spec, base: Base, train: Any) -> None:

@@ -10,6 +10,11 @@ PATIENCE = 10
 """Checks without a step of the optimizer, after which the next one is not waited for."""
 
 
+def is_power_of_ten(number: int) -> bool:
+    """Whether it is 1, 10, 100, ...: often at first, and in a long training next to nothing."""
+    return str(number).strip("0") == "1"
+
+
 class CheckedSteps:
     """Steps 1, 10, 100, ... of a training, the first of every epoch, and the first after a resume.
 
@@ -42,7 +47,7 @@ class CheckedSteps:
         """Take note of a step's number in the training, from 1 on; returns whether it is due."""
         if self.checked == PATIENCE:  # another optimizer steps
             self.due, self.checked = False, 0
-        self.due = self.due or str(number).strip("0") == "1"
+        self.due = self.due or is_power_of_ten(number)
         return self.due
 
     def was_checked(self) -> None:
