@@ -155,7 +155,7 @@ def trainer_ddp(directory: Path, name: str) -> dict[str, Any]:
     return by_trainer(directory, Net().double(), items, gradient_accumulation_steps=4, max_steps=4, **arguments)
 
 
-@case(*[f"{wrapper}-{name}" for wrapper in WRAPPED for name in GLOBAL])
+@case(*[f"{wrapper}-{name}" for wrapper in WRAPPED for name in GLOBAL], usually="-(ddp|fsdp2)-.*decoupled")
 def llama_by(directory: Path, name: str) -> dict[str, Any]:
     wrapper, _, method = name.partition("-")
     arguments = LLAMA | {"gradient_accumulation_steps": 4, "max_steps": 3} | named(method).arguments()

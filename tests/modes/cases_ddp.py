@@ -60,7 +60,7 @@ def replicas(directory: Path, name: str) -> torch.Tensor:
     return drifted(name, 30)
 
 
-@case("stock", *[spec.name for spec in SCOPED if spec.method != "xsam"])
+@case("stock", *[spec.name for spec in SCOPED if spec.method != "xsam"], usually="")
 def all_reduces(directory: Path, name: str) -> int:
     """How many collectives (gloo numbers them) two steps of three micro-batches make, with several gradient buckets."""
     model = DistributedDataParallel(Net().double(), bucket_cap_mb=1e-4)

@@ -54,7 +54,7 @@ def resumed(directory: Path, name: str) -> dict[str, Any]:
     return {"whole": whole.weights[2:], "rest": rest.weights, "files": files, "checkpoint": str(checkpoint)}
 
 
-@case(*[f"{wrapper}-{name}" for wrapper in WRAPPED for name in EXAMPLE])
+@case(*[f"{wrapper}-{name}" for wrapper in WRAPPED for name in EXAMPLE], usually="-(ddp|fsdp2)-(gsam|looksam)")
 def llama_by(directory: Path, name: str) -> list[torch.Tensor]:
     """Sharded by transformers at load time."""
     wrapper, _, name = name.partition("-")

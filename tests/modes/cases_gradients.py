@@ -255,7 +255,7 @@ def routing(directory: Path, variant: str) -> list[Tensor]:
 # `Join`.
 
 
-@case(*NAMES)
+@case(*NAMES, usually="")
 def join(directory: Path, name: str) -> list[Any]:
     """Rank 1 has two batches less: what is refused, and the weights, here and without a method at rho 0."""
     runs = []

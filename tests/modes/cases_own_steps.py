@@ -114,7 +114,10 @@ class WholeEdited:
 WHOLE = {"once": Once, "own": WholeOwn, "twice": WholeTwice, "edited": WholeEdited}
 
 
-@case(*[f"{wrapper}:{form}:{name}" for wrapper in ("ddp", "fsdp2") for form in WHOLE for name in SHARDED])
+@case(
+    *[f"{wrapper}:{form}:{name}" for wrapper in ("ddp", "fsdp2") for form in WHOLE for name in SHARDED],
+    usually="ddp:edited|fsdp2:own",
+)
 def llama_whole(directory: Path, variant: str) -> dict[str, list[Tensor]]:
     """The weights, and those of an ordinary step on so many times the loss."""
     wrapper, form, name = variant.split(":")

@@ -159,7 +159,10 @@ LLAMA = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "ma
 WRAPPED = {"ddp": {}, "fsdp2": {"fsdp_size": 2}, "hsdp": {"fsdp_size": 1, "dp_replicate_size": 2}}
 
 
-@case(*[f"{wrapper}-{spec.name}" for wrapper in WRAPPED for spec in METHODS])
+@case(
+    *[f"{wrapper}-{spec.name}" for wrapper in WRAPPED for spec in METHODS],
+    usually="-(ddp|fsdp2)-(wsam-decoupled|xsam)",
+)
 def llama_by(directory: Path, name: str) -> dict[str, Any]:
     """For FSDP2 also the weights of a checkpoint made on the way, loaded as any other model is."""
     wrapper, _, method = name.partition("-")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,22 +19,28 @@ from typing import Any
 
 import pytest
 import torch
+from by_default import stand_ins
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CASES: dict[str, dict[str, Callable[[Path], Any]]] = {}
 """The cases of every module, by name."""
+BY_DEFAULT: dict[str, set[str]] = {}
+"""Those of a module that tests by default look at."""
 
 
-def case(*variants: Any) -> Callable[[Callable], Callable]:
-    """Registers `function(directory, variant)` once for each variant, or `function(directory)` if there is none."""
+def case(*variants: Any, usually: str | None = None) -> Callable[[Callable], Callable]:
+    """Registers `function(directory, variant)` once for each variant, or `function(directory)` if there is none.
+
+    By default run the variants that the regular expression `usually` finds, else those of two methods; as of tests.
+    """
 
     def register(function: Callable) -> Callable:
-        cases = CASES.setdefault(function.__module__, {})
-        for variant in variants:
-            cases[f"{function.__name__}-{variant}"] = lambda directory, v=variant: function(directory, v)
-        if not variants:
-            cases[function.__name__] = function
+        cases = {f"{function.__name__}-{v}": lambda directory, v=v: function(directory, v) for v in variants}
+        cases = cases or {function.__name__: function}
+        CASES.setdefault(function.__module__, {}).update(cases)
+        chosen = stand_ins(cases) if usually is None else {name for name in cases if re.search(usually, name)}
+        BY_DEFAULT.setdefault(function.__module__, set()).update(chosen)
         return function
 
     return register
@@ -96,7 +103,7 @@ class Failure:
 def launch(module: str, shared: Path, everything: bool, world: int = 2, timeout: float = 480) -> Ranks:
     """Run the cases of `module` on `world` ranks, or take what another process of this test session already ran.
 
-    Unless it is to be `everything`, two methods stand for all, as in the tests that run by default.
+    Unless it is to be `everything`, those alone that tests by default look at.
     """
     directory = shared / module
     directory.mkdir(parents=True, exist_ok=True)

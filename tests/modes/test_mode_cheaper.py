@@ -95,6 +95,7 @@ def test_some_parameters_are_perturbed_alone(case: str, spec: Spec, ranks: Launc
             torch.testing.assert_close(weights, reference["weights"], **ROUNDING)
 
 
+@pytest.mark.usually("decoupled.*fsdp2")
 @pytest.mark.parametrize("wrapper", ["fsdp2", "hsdp"])
 @by_method
 @pytest.mark.shows(

@@ -31,6 +31,7 @@ def test_ddp_equals_one_process(example: Example, ranks: Launcher) -> None:
         torch.testing.assert_close(ours, record.weights, rtol=0, atol=1e-9)
 
 
+@pytest.mark.usually("(gsam|looksam)-fsdp2")
 @pytest.mark.parametrize("wrapper", ["fsdp2", "hsdp"])
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)
 def test_sharded_at_load_equals_ddp(wrapper: str, example: Example, ranks: Launcher) -> None:
