@@ -116,7 +116,7 @@ WHOLE = {"once": Once, "own": WholeOwn, "twice": WholeTwice, "edited": WholeEdit
 
 @case(
     *[f"{wrapper}:{form}:{name}" for wrapper in ("ddp", "fsdp2") for form in WHOLE for name in SHARDED],
-    usually="ddp:edited|fsdp2:own",
+    usually="ddp:edited:wsam-coupled|fsdp2:own:wsam-decoupled",
 )
 def llama_whole(directory: Path, variant: str) -> dict[str, list[Tensor]]:
     """The weights, and those of an ordinary step on so many times the loss."""

@@ -31,7 +31,7 @@ def test_ddp(form: str, accumulation: int, name: str, ranks: Launcher) -> None:
     torch.testing.assert_close(torch.stack(first), torch.stack(expected), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.usually("ddp-edited|fsdp2-own")
+@pytest.mark.usually("ddp-edited-wsam-coupled|fsdp2-own-wsam-decoupled")
 @pytest.mark.parametrize("name", ["wsam-coupled", "wsam-decoupled"])
 @pytest.mark.parametrize("form", ["once", "own", "twice", "edited"])
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
