@@ -53,8 +53,9 @@ def visit_of(kind: type) -> str | None:
             return visit
     if is_generator(kind):
         return "generator"
-    if numpy is not None and kind in (numpy.ndarray, numpy.matrix, numpy.recarray, numpy.memmap, numpy.ma.MaskedArray):
-        return "array"
+    if numpy is not None and issubclass(kind, numpy.ndarray):
+        known = kind in (numpy.ndarray, numpy.matrix, numpy.recarray, numpy.memmap, numpy.ma.MaskedArray)
+        return "array" if known or bounds.own_classes(kind) else None
     if kind in (Draws, LongDraws) or (package in bounds.OF_ITERATORS and hasattr(kind, "__next__")):
         return "iterator"
     if bounds.module_of(kind) == "accelerate.scheduler":

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,73 +14,32 @@ from torch import Tensor, nn
 
 from . import bounds
 from .code import functions_of, globals_set_in, is_own, names_in
+from .frontier import Frontier
 from .holders import LONGEST, Array, Cell, ClassValues, Elements, Names, Numbers, Slots
+from .on_weights import Attributes
 from .paths import Path
-from .quiet import QuietModules
-from .reached import Reached
 from .services import holders_of, holds_locks_alone
 from .visits import is_looked_into, visit_of
 
 _OF_A_MODULE = frozenset(vars(nn.Module()))
 _OF_AN_OPTIMIZER = frozenset(vars(torch.optim.SGD([torch.zeros(1)], lr=0.1))) | {"step", "zero_grad"}
+_OF_A_LOADER = frozenset(vars(torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(1)))))
+_OF_A_DATASET = frozenset({"dataset", "datasets", "tensors", "indices", "cumulative_sizes"})
 
 
-class Walk:
-    """Visits the objects that are put into its queue, and notes what they hold.
-
-    Args:
-        is_weight: as of ``reach``.
-        binds_weights: as of ``reach``.
-        quiet: as of ``reach``.
-        changing: as of ``reach``.
-    """
-
-    def __init__(
-        self,
-        is_weight: Callable[[Any], bool],
-        binds_weights: bool,
-        quiet: QuietModules,
-        changing: Collection[int] | None,
-    ) -> None:
-        self.changing = changing
-        self.quiet = quiet
-        self.is_weight = is_weight
-        self.binds_weights = binds_weights
-        self.reached = Reached()
-        self.seen: set[int] = set()
-        self.queue: list[tuple[str, Any, Path]] = []
-        self.skips: dict[int, frozenset[str]] = {}
-        self.variables: dict[int, tuple[dict[str, Any], set[str]]] = {}
-
-    def put(self, value: Any, path: Path) -> None:
-        """Have a value looked at later, if there is anything in it."""
-        kind = type(value)
-        if kind in bounds.ATOMS or id(value) in self.seen:
-            return
-        visit = visit_of(kind)
-        if visit is None:
-            return
-        if len(self.queue) >= bounds.MOST:
-            self.reached.is_cut = True
-            return
-        self.seen.add(id(value))
-        self.queue.append((visit, value, path))
-
-    def changes(self, value: Any) -> bool:
-        """Whether a long list or dict is to be noted."""
-        return self.changing is None or id(value) in self.changing
-
-    def put_all(self, items: Iterable[tuple[Any, Any]], path: Path) -> None:
-        for key, value in items:
-            if type(value) not in bounds.ATOMS:
-                self.put(value, (path, key))
-
-    # One for each kind of object.
+class Walk(Frontier):
+    """Visits the objects that are put into its queue, and notes what they hold: a method for each kind of them."""
 
     def tensor(self, tensor: Tensor, path: Path) -> None:
         self.hooks_of(tensor, path)
-        if not self.is_weight(tensor):
-            self.reached.tensors.append((path, tensor))
+        if self.is_weight(tensor):
+            return
+        self.reached.tensors.append((path, tensor))
+        if not self.binds_weights and (type(tensor) in (Tensor, nn.Parameter) or bounds.own_classes(type(tensor))):
+            attributes = Attributes(vars(tensor))  # a queue's pointer: self.queue.at
+            if self.changing is None or attributes.values():
+                self.reached.holders.append(attributes)
+                self.put_all(attributes.target.items(), path)
 
     def hooks_of(self, tensor: Tensor, path: Path) -> bool:
         """What is called with a tensor's gradient; returns whether there is anything."""
@@ -92,6 +51,8 @@ class Walk:
 
     def generator(self, generator: Any, path: Path) -> None:
         self.reached.generators.append(generator)
+        if bounds.own_classes(type(generator)):
+            self.attributes(generator, path)
 
     def iterator(self, iterator: Any, path: Path) -> None:
         self.reached.iterators.append(iterator)
@@ -102,16 +63,17 @@ class Walk:
         samplers = (loader.sampler, batches, getattr(batches, "sampler", None))
         for drawing in (*samplers, *(getattr(d, "generator", None) for d in (loader, *samplers))):
             self.put(drawing, path)
+        if type(loader) is torch.utils.data.DataLoader or bounds.own_classes(type(loader)):
+            self.attributes(loader, path, _OF_A_LOADER)
 
     def optimizer(self, optimizer: Any, path: Path) -> None:
         """One that a pass steps: it trains other tensors than the base optimizer.
 
         Of that one passes may write what its hooks gather: the factors of a preconditioner (K-FAC).
         """
+        if bounds.module_of(type(optimizer)).partition(".")[0] not in {"accelerate", "deepspeed"}:
+            self.attributes(optimizer, path, _OF_AN_OPTIMIZER)
         if self.has_weight(optimizer.param_groups):
-            if bounds.module_of(type(optimizer)).partition(".")[0] not in bounds.PRIVATE_TO_LIBRARIES:
-                self.skips[id(optimizer)] = _OF_AN_OPTIMIZER
-                self.instance(optimizer, path)
             return
         self.reached.optimizers.add(id(optimizer))
         inner = bounds.attributes_of(optimizer).get("optimizer")  # Accelerate's stands before another
@@ -133,6 +95,7 @@ class Walk:
         """A library's: the datasets, or the tensors, that it was made of (``Subset``, ``TensorDataset``)."""
         for name in ("dataset", "datasets", "tensors"):
             self.put(bounds.attributes_of(dataset).get(name), (path, name))
+        self.attributes(dataset, path, _OF_A_DATASET)
 
     def scripted(self, module: Any, path: Path) -> None:
         """TorchScript has the attributes of its modules to itself; tensors can be had."""
@@ -201,6 +164,20 @@ class Walk:
         self.put_all([(name, v) for name, v in contents if name not in skip], path)
         self.class_of(value, path)
 
+    def attributes(self, value: Any, path: Path, librarys: frozenset[str] = frozenset()) -> None:
+        """What the user keeps on an object of a library's, or of a class derived from a library's or from Python's.
+
+        Args:
+            value: the object.
+            path: where it was found.
+            librarys: names of the attributes that are the library's.
+        """
+        own = bounds.attributes_of(value)
+        if type(value).__dictoffset__:
+            self.reached.holders.append(Names(own, librarys))
+        self.put_all([(name, v) for name, v in own.items() if name not in librarys], path)
+        self.class_of(value, path)
+
     def class_of(self, value: Any, path: Path) -> None:
         """What a class of the user's holds, and what its methods refer to: the script's variables."""
         self.classes(bounds.own_classes(type(value)))
@@ -221,17 +198,21 @@ class Walk:
         if not is_long:
             self.put_all(((bounds.label(key), v) for key, v in dict.items(value) if key not in skip), path)
         if type(value) not in bounds.PLAIN:
-            self.put_all(bounds.attributes_of(value).items(), path)
+            self.attributes(value, path)
 
     def elements(self, value: Any, path: Path) -> None:
         kind = next(k for k in (list, deque, set) if isinstance(value, k))
         self.reached.holders.append(Elements(value, whole=self.changes(value)))
         if kind.__len__(value) <= LONGEST:
             self.put_elements(list(kind.__iter__(value)), path)
+        if type(value) is not kind:
+            self.attributes(value, path)
 
     def tuple(self, value: Any, path: Path) -> None:
         if tuple.__len__(value) <= LONGEST:
             self.put_elements(list(tuple.__iter__(value)), path)
+        if type(value) is not tuple:
+            self.attributes(value, path)
 
     def put_elements(self, elements: list[Any], path: Path) -> None:
         if is_looked_into(elements):
@@ -240,11 +221,18 @@ class Walk:
     def array(self, value: Any, path: Path) -> None:
         if not value.flags.writeable or value.dtype.hasobject or self.is_weight(value):
             return
+        if bounds.own_classes(type(value)):
+            self.attributes(value, path)
+            value = sys.modules["numpy"].ndarray.view(value, sys.modules["numpy"].ndarray)
         if value.nbytes <= bounds.LARGEST_ARRAY:
             self.reached.holders.append(Array(value))
             return
-        with contextlib.suppress(TypeError, ValueError):  # dates, text, negative strides
-            self.reached.tensors.append((path, torch.from_numpy(value)))
+        with contextlib.suppress(TypeError, ValueError):  # negative strides, records that do not lie side by side
+            try:
+                tensor = torch.from_numpy(value)
+            except TypeError:  # dates, text, records
+                tensor = torch.from_numpy(value.view("uint8"))
+            self.reached.tensors.append((path, tensor))
 
     def numbers(self, value: Any, path: Path) -> None:
         if memoryview(value).nbytes <= bounds.LARGEST_ARRAY:
