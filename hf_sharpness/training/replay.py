@@ -29,29 +29,20 @@ NO_STATE_OF_A_PASS = frozenset(
 def state_of(trainer: Any) -> list[Root]:
     """Where the engine looks for state of a Trainer's passes: its attributes, its loss function among them.
 
-    Also its arguments, which a loss may count in (``self.args.temperature *= 0.99``), and datasets and callbacks of the
-    user's own classes, which a loss may draw from or keep something in; and attention functions (transformers'
-    ``AttentionInterface``).
+    Also its arguments, which a loss may count in (``self.args.temperature *= 0.99``), and a dataset of the user's own
+    class, which a loss may draw from; and attention functions (transformers' ``AttentionInterface``).
     """
     # A library's own Trainer is not looked into, as no state is in its class; the user's loss function is set on it.
     looked_into = trainer if visit_of(type(trainer)) else vars(trainer)
     roots = [Root("trainer", looked_into, NO_STATE_OF_A_PASS), Root("trainer.args", vars(trainer.args))]
-    for name in ("train_dataset", "eval_dataset"):
-        held = getattr(trainer, name)
-        datasets = held if type(held) is dict else {"": held}  # several to evaluate on
-        roots += [Root(f"trainer.{name}", one) for one in datasets.values() if _is_the_users(one)]
-    callbacks = trainer.callback_handler.callbacks
-    roots += [Root(f"callback {type(one).__name__}", one) for one in callbacks if visit_of(type(one))]
+    # Lists are data. Callbacks are no root: they change between passes as well, in handlers of signals and in threads.
+    if isinstance(trainer.train_dataset, Dataset) or visit_of(type(trainer.train_dataset)) == "instance":
+        roots.append(Root("trainer.train_dataset", trainer.train_dataset))
     own = vars(trainer.state)  # a loss may count there too (self.state.calls += 1)
     kept_by_trainer = {field.name for field in dataclasses.fields(trainer.state)} - {"log_history"}
     roots.append(Root("trainer.state", own, frozenset(kept_by_trainer)))
     # A model calls them by the name that its configuration has.
     return [*roots, *(Root(f"attention {name}", function) for name, function in ALL_ATTENTION_FUNCTIONS.items())]
-
-
-def _is_the_users(dataset: Any) -> bool:
-    """Whether it is of a class of the user's, or torch's around one; lists are data."""
-    return isinstance(dataset, Dataset) or visit_of(type(dataset)) == "instance"
 
 
 class FirstPass:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any
@@ -71,10 +72,14 @@ def test_a_count_on_it(name: str) -> None:
     assert torch.equal(*weights)
 
 
-def test_a_count_on_the_base_optimizer() -> None:
-    """One of torch's: passes may keep something on it."""
+class Slotted(torch.optim.SGD):
+    __slots__ = ("count",)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, Slotted])
+def test_a_count_on_the_base_optimizer(kind: type[torch.optim.Optimizer]) -> None:
     model = Net().double()
-    optimizer: Any = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer: Any = kind(model.parameters(), lr=0.1)  # type: ignore[call-arg]
     optimizer.count = 0
     x = torch.ones(4, 6, dtype=torch.float64)
 
@@ -86,6 +91,18 @@ def test_a_count_on_the_base_optimizer() -> None:
 
     SAM(model, optimizer, rho=0.1, steps=2).backward(closure)
     assert optimizer.count == 1
+
+
+@pytest.mark.parametrize("name", ["list", "own loader", "own dataset"])
+def test_one_with_a_lock_is_left_alone(name: str) -> None:
+    """Another thread may write to it, at any time."""
+    held = KINDS[name]()
+    held.lock = threading.Lock()
+    model = nn.Linear(4, 2).double()
+    with pytest.warns(UserWarning, match="holds a lock") if name != "own loader" else contextlib.nullcontext():
+        descend(model, loss_that_counts(model, held), SAM)
+    assert held.count >= 12
+    assert len(held.log) == held.count
 
 
 @pytest.mark.parametrize("array", ["Derived", "records", "days"])

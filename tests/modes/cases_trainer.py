@@ -161,7 +161,7 @@ WRAPPED = {"ddp": {}, "fsdp2": {"fsdp_size": 2}, "hsdp": {"fsdp_size": 1, "dp_re
 
 @case(
     *[f"{wrapper}-{spec.name}" for wrapper in WRAPPED for spec in METHODS],
-    usually="-(ddp|fsdp2)-(wsam-decoupled|xsam)",
+    usually="-(ddp|fsdp2)-(wsam-decoupled|xsam)|hsdp-xsam",
 )
 def llama_by(directory: Path, name: str) -> dict[str, Any]:
     """For FSDP2 also the weights of a checkpoint made on the way, loaded as any other model is."""

@@ -65,7 +65,7 @@ def test_fsdp2_around_adamw_equals_one_process(spec: Spec, ranks: Launcher) -> N
             torch.testing.assert_close(weights, record.weights, **ROUNDING)
 
 
-@pytest.mark.usually("(wsam-decoupled|xsam)-fsdp2")
+@pytest.mark.usually("(wsam-decoupled|xsam)-fsdp2|xsam-hsdp")
 @pytest.mark.parametrize("wrapper", ["fsdp2", "hsdp"])
 @by_method
 @pytest.mark.shows(mode="{wrapper} (DistributedConfig) = DDP, Trainer", brief="FSDP2 (`{wrapper}`)", result="exact")

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .code import is_own
-from .holders import LONGEST
+from .holders import LONGEST, Slots
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -95,6 +95,11 @@ def attributes_of(value: Any) -> dict[str, Any]:
     except Exception:
         return {}
     return own if type(own) is dict else {}
+
+
+def contents_of(value: Any) -> dict[str, Any]:
+    """What an object has in its own attributes and in its slots."""
+    return {**attributes_of(value), **dict(Slots(value, slots_of(type(value))).items())}
 
 
 def large_in(value: Any) -> frozenset[str]:

@@ -25,9 +25,9 @@ class Attributes(Names):
     def changes(self, content: Content) -> list[tuple[Any, Any, Any]]:
         return [change for change in super().changes(content) if _is_the_users(change[0])]
 
-    def values(self) -> tuple[Any, ...]:
+    def of_the_user(self) -> dict[str, Any]:
         """What is kept there."""
-        return tuple(value for name, value in self.target.items() if _is_the_users(name))
+        return {name: value for name, value in self.target.items() if _is_the_users(name)}
 
 
 def _is_the_users(name: str) -> bool:
@@ -54,7 +54,7 @@ class OnWeights:
 
     def roots(self) -> list[Root]:
         """Where to look for what the attributes hold."""
-        found = [(index, own.values()) for index, own in enumerate(self.attributes)]
+        found = [(index, tuple(own.of_the_user().values())) for index, own in enumerate(self.attributes)]
         return [Root(f"weight {index}", values) for index, values in found if values]
 
     def add_to(self, reached: Reached) -> None:

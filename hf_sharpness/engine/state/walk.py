@@ -37,9 +37,10 @@ class Walk(Frontier):
         self.reached.tensors.append((path, tensor))
         if not self.binds_weights and (type(tensor) in (Tensor, nn.Parameter) or bounds.own_classes(type(tensor))):
             attributes = Attributes(vars(tensor))  # a queue's pointer: self.queue.at
-            if self.changing is None or attributes.values():
+            kept = attributes.of_the_user()
+            if kept or self.changing is None:
                 self.reached.holders.append(attributes)
-                self.put_all(attributes.target.items(), path)
+                self.put_all(kept.items(), path)
 
     def hooks_of(self, tensor: Tensor, path: Path) -> bool:
         """What is called with a tensor's gradient; returns whether there is anything."""
@@ -71,7 +72,8 @@ class Walk(Frontier):
 
         Of that one passes may write what its hooks gather: the factors of a preconditioner (K-FAC).
         """
-        if bounds.module_of(type(optimizer)).partition(".")[0] not in {"accelerate", "deepspeed"}:
+        package = bounds.module_of(type(optimizer)).partition(".")[0]
+        if package == "torch" or package not in bounds.PRIVATE_TO_LIBRARIES:
             self.attributes(optimizer, path, _OF_AN_OPTIMIZER)
         if self.has_weight(optimizer.param_groups):
             return
@@ -95,7 +97,8 @@ class Walk(Frontier):
         """A library's: the datasets, or the tensors, that it was made of (``Subset``, ``TensorDataset``)."""
         for name in ("dataset", "datasets", "tensors"):
             self.put(bounds.attributes_of(dataset).get(name), (path, name))
-        self.attributes(dataset, path, _OF_A_DATASET)
+        if bounds.module_of(type(dataset)).startswith("torch."):
+            self.attributes(dataset, path, _OF_A_DATASET)
 
     def scripted(self, module: Any, path: Path) -> None:
         """TorchScript has the attributes of its modules to itself; tensors can be had."""
@@ -150,19 +153,9 @@ class Walk(Frontier):
         return not others and not any(hooked)
 
     def instance(self, value: Any, path: Path) -> None:
-        own, slots = bounds.attributes_of(value), bounds.slots_of(type(value))
-        contents = [*own.items(), *Slots(value, slots).items()]
         skip = self.skips.get(id(value), frozenset()) or bounds.large_in(value)
-        if not skip and bounds.is_a_service(v for _, v in contents):
-            if self.changing is None and bounds.own_classes(type(value)) and holds_locks_alone(v for _, v in contents):
-                self.reached.services += holders_of(value, path)
-            return
-        if type(own) is dict:
-            self.reached.holders.append(Names(own, skip))
-        if slots:
-            self.reached.holders.append(Slots(value, slots))
-        self.put_all([(name, v) for name, v in contents if name not in skip], path)
-        self.class_of(value, path)
+        if skip or not self.is_left_alone(value, path):
+            self.note_attributes(value, path, skip)
 
     def attributes(self, value: Any, path: Path, librarys: frozenset[str] = frozenset()) -> None:
         """What the user keeps on an object of a library's, or of a class derived from a library's or from Python's.
@@ -172,10 +165,25 @@ class Walk(Frontier):
             path: where it was found.
             librarys: names of the attributes that are the library's.
         """
-        own = bounds.attributes_of(value)
+        if not self.is_left_alone(value, path, librarys):
+            self.note_attributes(value, path, librarys)
+
+    def is_left_alone(self, value: Any, path: Path, librarys: frozenset[str] = frozenset()) -> bool:
+        """Whether other threads may write to an object. One that is all the user's is noted, to be told of."""
+        contents = [v for name, v in bounds.contents_of(value).items() if name not in librarys]
+        if not bounds.is_a_service(contents):
+            return False
+        if self.changing is None and not librarys and bounds.own_classes(type(value)) and holds_locks_alone(contents):
+            self.reached.services += holders_of(value, path)
+        return True
+
+    def note_attributes(self, value: Any, path: Path, skip: frozenset[str]) -> None:
+        own, slots = bounds.attributes_of(value), bounds.slots_of(type(value))
         if type(value).__dictoffset__:
-            self.reached.holders.append(Names(own, librarys))
-        self.put_all([(name, v) for name, v in own.items() if name not in librarys], path)
+            self.reached.holders.append(Names(own, skip))
+        if slots:
+            self.reached.holders.append(Slots(value, slots))
+        self.put_all([(name, v) for name, v in bounds.contents_of(value).items() if name not in skip], path)
         self.class_of(value, path)
 
     def class_of(self, value: Any, path: Path) -> None:
@@ -230,7 +238,9 @@ class Walk(Frontier):
         with contextlib.suppress(TypeError, ValueError):  # negative strides, records that do not lie side by side
             try:
                 tensor = torch.from_numpy(value)
-            except TypeError:  # dates, text, records
+            except TypeError:  # dates, text, records; of a file they are data
+                if isinstance(value, sys.modules["numpy"].memmap):
+                    return
                 tensor = torch.from_numpy(value.view("uint8"))
             self.reached.tensors.append((path, tensor))
 
