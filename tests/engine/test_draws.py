@@ -181,6 +181,7 @@ def trained(spec: Spec, accumulation: int, more: Callable[[Any, int], Tensor]) -
     return flat(model)
 
 
+@pytest.mark.usually("^(wsam-decoupled|xsam)-")
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize(
     "kind", [Loader, LoaderOfTheGlobalGenerator, Generator, Numbers, NumbersInTuples, NumbersByMethods, OfAClass]

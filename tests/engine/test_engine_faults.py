@@ -74,6 +74,7 @@ CASES = [
 ]
 
 
+@pytest.mark.usually("^(sam|wsam-decoupled|xsam)-")
 @pytest.mark.parametrize(("spec", "place", "accumulation"), CASES)
 def test_weights_survive_an_exception_anywhere(spec: Spec, place: str, accumulation: int, plain: Any) -> None:
     """Weights, gradients and optimizer state as after the last step: the same step then goes through and equals the

@@ -64,6 +64,7 @@ every_loop = pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 every_method = pytest.mark.parametrize("spec", METHODS, ids=str)
 
 
+@pytest.mark.usually("^(sam|wsam-decoupled|xsam-k3)-")
 @every_loop
 @pytest.mark.parametrize("base", BASES[1:], ids=str)
 @every_method
@@ -78,6 +79,7 @@ def test_without_overflow_the_scale_makes_no_difference(spec: Spec, base: Base, 
     torch.testing.assert_close(flat(scaled.model), weights[-1], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.usually("^(sam|wsam-decoupled|xsam-k3)-")
 @every_loop
 @pytest.mark.parametrize("overflow", [{1}, {2}, {1, 2}], ids=["ascent", "replay", "both"])
 @every_method

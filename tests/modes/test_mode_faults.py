@@ -93,6 +93,7 @@ def test_a_fault_in_any_callback(spec: Spec, accumulation: int, train: Any) -> N
         assert any(torch.equal(flat(run.model), w) for w in weights), bomb.events[-1]
 
 
+@pytest.mark.usually("(wsam-decoupled|xsam)-.*-3")
 @accumulations
 @pytest.mark.parametrize("place", ["forward", "backward", "optimizer"])
 @by_method

@@ -42,7 +42,7 @@ def test_ddp_measures_what_one_process_does(ranks: Launcher) -> None:
         assert found["hessian"][0] == pytest.approx(top, rel=1e-5)
 
 
-@pytest.mark.usually("fsdp2")
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["fsdp2", "hsdp"])
 def test_sharded_weights_give_the_same_numbers(wrapper: str, ranks: Launcher) -> None:
     launched = ranks("cases_measure")

@@ -54,6 +54,7 @@ def test_as_by_hand(spec: Spec, accumulation: int, case: type, train: Any) -> No
     assert "training_step" not in vars(run.trainer)
 
 
+@pytest.mark.usually("^4")
 @every_case
 @every_accumulation
 def test_the_step_by_hand_is_the_stock_one(accumulation: int, case: type, train: Any) -> None:

@@ -142,6 +142,7 @@ class PromptedInLoss:
         return super().compute_loss(model, prompted, *args, **kwargs)
 
 
+@pytest.mark.usually("-3$|micro")
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: "-".join(map(str, m.values())))
 @pytest.mark.parametrize("layout", [0, 1], ids=["above", "below"])
 @pytest.mark.parametrize("own", [Noisy, Annealed, Counting, InPlace, PreparedInPlace, OneByOne, Prompted])

@@ -36,6 +36,7 @@ METHODS = [
 CASES = [pytest.param(spec, base, id=f"{spec}-{base}") for spec in METHODS for base in BASES[1:]]
 
 
+@pytest.mark.usually("^(sam-micro-batch|wsam-decoupled|xsam-k3|xsam-rarely).*-adamw")
 @pytest.mark.parametrize(("spec", "base"), CASES)
 def test_resume_is_bit_for_bit(spec: Spec, base: Base, train: Any, checkpoint: Any) -> None:
     """From the middle of the second epoch, from its last step, and from an epoch's end: weights, logs, alpha*."""
