@@ -97,9 +97,10 @@ def attributes_of(value: Any) -> dict[str, Any]:
     return own if type(own) is dict else {}
 
 
-def contents_of(value: Any) -> dict[str, Any]:
-    """What an object has in its own attributes and in its slots."""
-    return {**attributes_of(value), **dict(Slots(value, slots_of(type(value))).items())}
+def contents_of(value: Any, skip: frozenset[str]) -> dict[str, Any]:
+    """What an object has in its own attributes and in its slots, but for some names."""
+    items = [*attributes_of(value).items(), *Slots(value, slots_of(type(value))).items()]
+    return {name: held for name, held in items if name not in skip}
 
 
 def large_in(value: Any) -> frozenset[str]:

@@ -154,8 +154,9 @@ class Walk(Frontier):
 
     def instance(self, value: Any, path: Path) -> None:
         skip = self.skips.get(id(value), frozenset()) or bounds.large_in(value)
-        if skip or not self.is_left_alone(value, path):
-            self.note_attributes(value, path, skip)
+        contents = bounds.contents_of(value, skip)
+        if skip or not self.is_left_alone(value, contents, path, told=True):
+            self.note_attributes(value, contents, path, skip)
 
     def attributes(self, value: Any, path: Path, librarys: frozenset[str] = frozenset()) -> None:
         """What the user keeps on an object of a library's, or of a class derived from a library's or from Python's.
@@ -165,25 +166,25 @@ class Walk(Frontier):
             path: where it was found.
             librarys: names of the attributes that are the library's.
         """
-        if not self.is_left_alone(value, path, librarys):
-            self.note_attributes(value, path, librarys)
+        contents = bounds.contents_of(value, librarys)
+        if not self.is_left_alone(value, contents, path, told=not librarys):
+            self.note_attributes(value, contents, path, librarys)
 
-    def is_left_alone(self, value: Any, path: Path, librarys: frozenset[str] = frozenset()) -> bool:
-        """Whether other threads may write to an object. One that is all the user's is noted, to be told of."""
-        contents = [v for name, v in bounds.contents_of(value).items() if name not in librarys]
-        if not bounds.is_a_service(contents):
+    def is_left_alone(self, value: Any, contents: dict[str, Any], path: Path, told: bool) -> bool:
+        """Whether other threads may write to an object. One of the user's is noted where that is to be told."""
+        held = contents.values()
+        if not bounds.is_a_service(held):
             return False
-        if self.changing is None and not librarys and bounds.own_classes(type(value)) and holds_locks_alone(contents):
+        if told and self.changing is None and bounds.own_classes(type(value)) and holds_locks_alone(held):
             self.reached.services += holders_of(value, path)
         return True
 
-    def note_attributes(self, value: Any, path: Path, skip: frozenset[str]) -> None:
-        own, slots = bounds.attributes_of(value), bounds.slots_of(type(value))
+    def note_attributes(self, value: Any, contents: dict[str, Any], path: Path, skip: frozenset[str]) -> None:
         if type(value).__dictoffset__:
-            self.reached.holders.append(Names(own, skip))
-        if slots:
+            self.reached.holders.append(Names(bounds.attributes_of(value), skip))
+        if slots := bounds.slots_of(type(value)):
             self.reached.holders.append(Slots(value, slots))
-        self.put_all([(name, v) for name, v in bounds.contents_of(value).items() if name not in skip], path)
+        self.put_all(contents.items(), path)
         self.class_of(value, path)
 
     def class_of(self, value: Any, path: Path) -> None:
@@ -229,9 +230,10 @@ class Walk(Frontier):
     def array(self, value: Any, path: Path) -> None:
         if not value.flags.writeable or value.dtype.hasobject or self.is_weight(value):
             return
+        numpy = sys.modules["numpy"]
         if bounds.own_classes(type(value)):
             self.attributes(value, path)
-            value = sys.modules["numpy"].ndarray.view(value, sys.modules["numpy"].ndarray)
+            value = numpy.ndarray.view(value, numpy.ndarray)
         if value.nbytes <= bounds.LARGEST_ARRAY:
             self.reached.holders.append(Array(value))
             return
@@ -239,7 +241,7 @@ class Walk(Frontier):
             try:
                 tensor = torch.from_numpy(value)
             except TypeError:  # dates, text, records; of a file they are data
-                if isinstance(value, sys.modules["numpy"].memmap):
+                if isinstance(value, numpy.memmap):
                     return
                 tensor = torch.from_numpy(value.view("uint8"))
             self.reached.tensors.append((path, tensor))
